@@ -1,0 +1,90 @@
+// topology.h - who speaks with whom: the addresses of the actors and the letters on each edge.
+//
+//                 clients (DEALER, REQ)                             etc. over tcp, ipc
+//                        |
+//   +--------------------|------------------------- core process ------------------------------+
+//   |               [ router ]---PAIR---[ scaler ]---PAIR---[ registry ]   [ auth: ZAP ]        |
+//   |   PAIR to: core, scaler, registry, leases, monitor     all: PUSH --> [ monitor: PULL ]    |
+//   +----ROUTER|ROUTER-----------------ROUTER-----------------ROUTER---------------AF_UNIX-----+
+//          data|control                   |                      |                    | leases
+//   +----------|--------------------------|----------------------|--- executor process, per device
+//   |   [ vae_worker ] [ clip_worker ]  [ executor ]-------------+                                |
+//   +---------------------------------------------------------------------------------------------+
+//
+// Letters (messages/actors.proto), by edge; the first named end binds:
+//
+//   router data      ROUTER / worker DEALER     Hello, Result + frames, JobProgress up; Job + frames down
+//   router control   ROUTER / worker DEALER     Ready, Heartbeat, Goodbye up; CancelJob, DrainWorker, Who down
+//   scaler           ROUTER / executor DEALER   DeviceReport (each second and at changes), WorkerUp, WorkerDown up;
+//                                               Spawn, Retire, Who (say all WorkerUp again) down
+//   registry         ROUTER / executor DEALER   DeviceReport, ModelLoaded up; ModelDefinition, LoadModel, UnloadModel down
+//   router-core      PAIR                       DrainAll, DeviceDown, Reload to the router; Drained, KillChild, StopAll,
+//                                               DrainAll (a client asked) from it
+//   router-scaler    PAIR                       Demand to the scaler; ServiceNotice, Ask'ed LIMITS answers from it
+//   router-registry  PAIR                       Ask + frames (MODEL_*) to the registry; ModelNotice, Answer + frames from it
+//   router-leases    PAIR                       PinLease, UnpinLeases to leases; PinAnswer from it
+//   router-monitor   PAIR                       Ask + frames (STATUS) to the monitor; Answer + frames from it
+//   registry-scaler  PAIR                       ModelNotice to the scaler
+//   scaler-core      PAIR                       DeviceDown to the scaler
+//   events           PULL (monitor) / PUSH      Event, ServiceNotice, DeviceReport, ModelNotice, RequestCounts, TransportCounts
+//
+// Whoever hears a letter of a peer it does not know answers Who; the peer then introduces itself again
+// (Hello, Ready; WorkerUp). So a core may be restarted under its executors.
+
+#ifndef ACTORS_TOPOLOGY_H
+#define ACTORS_TOPOLOGY_H
+
+#include <stdint.h>
+
+#include "runtime/config.h"
+
+// Inside the core.
+#define ADDRESS_EVENTS "inproc://events"
+#define ADDRESS_ROUTER_CORE "inproc://router-core"
+#define ADDRESS_ROUTER_SCALER "inproc://router-scaler"
+#define ADDRESS_ROUTER_REGISTRY "inproc://router-registry"
+#define ADDRESS_ROUTER_LEASES "inproc://router-leases"
+#define ADDRESS_ROUTER_MONITOR "inproc://router-monitor"
+#define ADDRESS_REGISTRY_SCALER "inproc://registry-scaler"
+#define ADDRESS_SCALER_CORE "inproc://scaler-core"
+
+// Between processes: names in the private directory, as ipc://DIRECTORY/NAME.
+#define SOCKET_ROUTER_DATA "data.sock"
+#define SOCKET_ROUTER_CONTROL "control.sock"
+#define SOCKET_SCALER "scaler.sock"
+#define SOCKET_REGISTRY "registry.sock"
+// Plain AF_UNIX, SOCK_SEQPACKET: for executors in the private directory, for clients beside luna.sock.
+#define SOCKET_POOLS "pools.sock"
+#define SOCKET_LEASES "lease.sock"
+
+// What every actor of the core gets as its arguments; each takes what it needs.
+struct core_arguments {
+    const struct config *config;     // lives as long as the core
+    const char *private_directory;   // mode 0700, of this daemon alone; sockets between its processes
+    const char *lease_path;          // of SOCKET_LEASES; "" when there is no ipc address
+    const int *listen_descriptors;   // bound and listening, for ZMQ_USE_FD; in the order of listen_endpoints
+    const char *const *listen_endpoints;  // as people type them
+    uint32_t listen_count;
+    uint32_t supervisor_pid;         // "pid" of the status: the process that was started
+    uint64_t started_ns;             // of the daemon, on the system's clock
+};
+
+// What an executor and its workers get.
+struct executor_arguments {
+    const struct config *config;     // lives as long as the executor
+    const char *private_directory;   // as above
+    const char *device;              // "cpu"
+    uint64_t epoch;                  // unique for every executor process this daemon ever starts
+};
+
+// Every actor of the core; the kinds live in actors/NAME.c.
+struct actor_kind;
+extern const struct actor_kind router_kind;    // arguments: struct core_arguments
+extern const struct actor_kind scaler_kind;
+extern const struct actor_kind registry_kind;
+extern const struct actor_kind leases_kind;
+extern const struct actor_kind auth_kind;
+extern const struct actor_kind monitor_kind;
+extern const struct actor_kind executor_kind;  // arguments: struct executor_arguments
+
+#endif  // ACTORS_TOPOLOGY_H
