@@ -89,7 +89,9 @@ struct device_class {
 
     enum status (*lane_create)(struct lane **out, struct device *device, struct error *error);
     void (*lane_destroy)(struct lane *lane);
+    // Only to grow an idle lane's arena; sets arena_bytes on success and keeps the old one else.
     enum status (*lane_reserve)(struct lane *lane, uint64_t bytes, struct error *error);
+    void (*lane_release)(struct lane *lane);
     void (*lane_run)(struct lane *lane, const struct program *program, void *const *bindings,
                      uint32_t bindings_count);
     enum status (*lane_collect)(struct lane *lane, struct error *error);
@@ -104,6 +106,7 @@ struct device_class {
 struct device {
     const struct device_class *class;
     struct device_info info;
+    _Atomic uint32_t users;  // lanes and weights that were made on it and live; device.c counts
 };
 
 struct lane {

@@ -44,7 +44,8 @@ struct weight;
 // Devices
 
 struct device_options {
-    const char *name;     // "cpu", "reference"; "cuda:N" and "emulated" when they exist
+    const char *name;     // "cpu", "cpu:plain" (without vector instructions), "reference"; "cuda:N"
+                          // and "emulated" when they exist
     uint32_t threads;     // of a CPU; 0: one per core that this process may use
     bool precision_fast;  // 16-bit tensor cores; a CPU is always faithful and refuses it
 };
@@ -419,7 +420,8 @@ uint64_t lane_arena_bytes(const struct lane *lane);
 
 // Starts a finished program and returns at once. bindings[i] is the memory of slot i, at least as
 // large as the program named it; the caller keeps it and the program until lane_collect.
-// The lane is idle and its arena is large enough.
+// The lane is idle, its arena is large enough, ids and indices in slots are in range: whoever let
+// them in has checked them.
 // Thread:    the driver's.
 void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
               uint32_t bindings_count);
@@ -429,7 +431,7 @@ void lane_run(struct lane *lane, const struct program *program, void *const *bin
 int lane_descriptor(const struct lane *lane);
 
 // Ends the run: waits for it if need be, then tells how it went. The lane is idle afterwards.
-// Errors:    CANCELLED, INTERNAL.
+// Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch.
 // Thread:    the driver's.
 enum status lane_collect(struct lane *lane, struct error *error);
 

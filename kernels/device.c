@@ -1,0 +1,297 @@
+// device.c - the public calls on devices, weights and lanes: check, then hand to the class.
+
+#include "kernels/device.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "kernels/arena_plan.h"
+
+// ---------------------------------------------------------------------------------------------
+// Devices
+
+enum status device_open(struct device **out, const struct device_options *options,
+                        struct error *error)
+{
+    assert(out != NULL);
+    assert(options != NULL);
+    static const struct {
+        const char *name;
+        enum status (*open)(struct device **out, const struct device_options *options,
+                            struct error *error);
+    } classes[] = {{"cpu", cpu_device_open},
+                   {"cpu:plain", cpu_device_open},
+                   {"reference", reference_device_open}};
+    if (options->name == NULL) {
+        return error_set(error, STATUS_NOT_FOUND, "a device needs a name");
+    }
+    for (size_t i = 0; i < sizeof classes / sizeof classes[0]; i++) {
+        if (strcmp(options->name, classes[i].name) != 0) continue;
+        if (options->precision_fast) {
+            return error_set(error, STATUS_UNIMPLEMENTED,
+                             "device \"%s\" has no fast precision, it is always faithful",
+                             options->name);
+        }
+        return classes[i].open(out, options, error);
+    }
+    return error_set(error, STATUS_NOT_FOUND, "there is no device \"%s\"", options->name);
+}
+
+void device_close(struct device **device_p)
+{
+    assert(device_p != NULL);
+    struct device *self = *device_p;
+    if (self == NULL) return;
+    assert(atomic_load(&self->users) == 0);  // every lane and weight came home
+    self->class->close(self);
+    *device_p = NULL;
+}
+
+const struct device_info *device_info(const struct device *device)
+{
+    assert(device != NULL);
+    return &device->info;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Weights
+
+static uint32_t dims_count(enum weight_form form)
+{
+    if (form == WEIGHT_VECTOR) return 1;
+    return form == WEIGHT_CONVOLUTION ? 4 : 2;
+}
+
+static enum status check_dims(const struct weight_source *source, struct error *error)
+{
+    uint64_t elements = source->parts_count;
+    bool good = true;
+    for (uint32_t i = 0; i < dims_count(source->form); i++) {
+        good = good && source->dims[i] > 0;
+        good = good && checked_multiply(elements, source->dims[i], &elements);
+    }
+    good = good && elements <= ARENA_BYTES_MAX / sizeof(float);
+    good = good && (uint64_t)source->dims[0] * source->parts_count <= UINT32_MAX;
+    if (source->form == WEIGHT_CONVOLUTION) {
+        good = good && source->dims[2] == source->dims[3];
+        good = good && (source->dims[2] == 1 || source->dims[2] == 3);
+    }
+    if (good) return STATUS_OK;
+    return error_set(error, STATUS_INVALID_ARGUMENT,
+                     "weight of form %u cannot have dimensions [%u, %u, %u, %u] in %u parts",
+                     (unsigned)source->form, source->dims[0], source->dims[1], source->dims[2],
+                     source->dims[3], source->parts_count);
+}
+
+static enum status check_source(const struct weight_source *source, struct error *error)
+{
+    if ((unsigned)source->form > WEIGHT_TABLE) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "there is no weight of form %u",
+                         (unsigned)source->form);
+    }
+    if (!dtype_is_real(source->dtype)) {
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "weight of type %s, must be F32, F16 or BF16", dtype_name(source->dtype));
+    }
+    uint32_t parts_max = source->form == WEIGHT_TABLE ? 1 : WEIGHT_PARTS_MAX;
+    if (source->parts_count < 1 || source->parts_count > parts_max) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "weight in %u parts, must be 1 to %u",
+                         source->parts_count, parts_max);
+    }
+    for (uint32_t i = 0; i < source->parts_count; i++) {
+        if (source->parts[i] == NULL) {
+            return error_set(error, STATUS_INVALID_ARGUMENT, "part %u of a weight is missing", i);
+        }
+    }
+    return check_dims(source, error);
+}
+
+enum status weight_create(struct weight **out, struct device *device,
+                          const struct weight_source *source, struct error *error)
+{
+    assert(out != NULL);
+    assert(device != NULL);
+    assert(source != NULL);
+    enum status status = check_source(source, error);
+    if (status != STATUS_OK) return status;
+    struct weight *self = NULL;
+    status = device->class->weight_create(&self, device, source, error);
+    if (status != STATUS_OK) return status;
+    self->device = device;
+    self->form = source->form;
+    self->dtype = source->dtype;
+    for (uint32_t i = 0; i < 4; i++) {
+        self->dims[i] = i < dims_count(source->form) ? source->dims[i] : 1;
+    }
+    self->dims[0] *= source->parts_count;
+    atomic_fetch_add(&device->users, 1);
+    *out = self;
+    return STATUS_OK;
+}
+
+void weight_destroy(struct weight **weight_p)
+{
+    assert(weight_p != NULL);
+    struct weight *self = *weight_p;
+    if (self == NULL) return;
+    struct device *device = self->device;
+    device->class->weight_destroy(self);
+    uint32_t before = atomic_fetch_sub(&device->users, 1);
+    assert(before > 0);
+    *weight_p = NULL;
+}
+
+uint64_t weight_bytes(const struct weight *weight)
+{
+    assert(weight != NULL);
+    return weight->bytes;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Lanes
+
+enum status lane_create(struct lane **out, struct device *device, struct error *error)
+{
+    assert(out != NULL);
+    assert(device != NULL);
+    struct lane *self = NULL;
+    enum status status = device->class->lane_create(&self, device, error);
+    if (status != STATUS_OK) return status;
+    assert(self->device == device);
+    assert(self->arena_bytes == 0);
+    atomic_fetch_add(&device->users, 1);
+    *out = self;
+    return STATUS_OK;
+}
+
+void lane_destroy(struct lane **lane_p)
+{
+    assert(lane_p != NULL);
+    struct lane *self = *lane_p;
+    if (self == NULL) return;
+    struct device *device = self->device;
+    if (self->running) {
+        lane_cancel(self);
+        lane_collect(self, NULL);  // how it ended is of no interest to a lane that goes away
+    }
+    lane_release(self);
+    device->class->lane_destroy(self);
+    uint32_t before = atomic_fetch_sub(&device->users, 1);
+    assert(before > 0);
+    *lane_p = NULL;
+}
+
+enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    if (bytes <= lane->arena_bytes) return STATUS_OK;
+    enum status status = lane->device->class->lane_reserve(lane, bytes, error);
+    assert(status != STATUS_OK || lane->arena_bytes >= bytes);
+    return status;
+}
+
+void lane_release(struct lane *lane)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    if (lane->arena_bytes > 0) lane->device->class->lane_release(lane);
+    assert(lane->arena_bytes == 0);
+}
+
+uint64_t lane_arena_bytes(const struct lane *lane)
+{
+    assert(lane != NULL);
+    return lane->arena_bytes;
+}
+
+// True when every id of a list in host memory is from minimum to maximum.
+static bool ids_are_within(const void *ids, uint64_t count, int64_t minimum, int64_t maximum)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        int32_t id = (int32_t)load_u32((const uint8_t *)ids + i * sizeof id);
+        if (id < minimum || id > maximum) return false;
+    }
+    return true;
+}
+
+static const uint8_t *bound(void *const *bindings, const struct value *value)
+{
+    return (const uint8_t *)bindings[value->slot] + value->offset;
+}
+
+// The ids of an operation are the one thing that is data and address at once.
+static bool ids_are_good(const struct operation *op, void *const *bindings)
+{
+    if (op->kind == OPERATION_EMBEDDING) {
+        const struct embedding *embedding = &op->embedding;
+        return ids_are_within(bound(bindings, &embedding->ids), embedding->rows,
+                              -(int64_t)embedding->vectors_count,
+                              (int64_t)embedding->table->dims[0] - 1);
+    }
+    if (op->kind == OPERATION_GATHER) {
+        const struct gather *gather = &op->gather;
+        return ids_are_within(bound(bindings, &gather->indices), gather->count, 0,
+                              (int64_t)gather->rows - 1);
+    }
+    return true;
+}
+
+void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
+              uint32_t bindings_count)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    assert(program != NULL);
+    assert(program->finished);
+    assert(program->error.status == STATUS_OK);
+    assert(program->device == lane->device);
+    assert(program->peak_bytes <= lane->arena_bytes);
+    assert(program->slots_count <= bindings_count);
+    for (uint32_t i = 0; i < program->slots_count; i++) {
+        assert(program->slot_bytes[i] == 0 || bindings[i] != NULL);
+    }
+    for (uint32_t i = 0; i < program->operations_count; i++) {
+        assert(ids_are_good(&program->operations[i], bindings));
+    }
+    lane->running = true;
+    lane->device->class->lane_run(lane, program, bindings, bindings_count);
+}
+
+int lane_descriptor(const struct lane *lane)
+{
+    assert(lane != NULL);
+    assert(lane->descriptor >= 0);
+    return lane->descriptor;
+}
+
+enum status lane_collect(struct lane *lane, struct error *error)
+{
+    assert(lane != NULL);
+    assert(lane->running);
+    enum status status = lane->device->class->lane_collect(lane, error);
+    lane->running = false;
+    return status;
+}
+
+void lane_cancel(struct lane *lane)
+{
+    assert(lane != NULL);
+    lane->device->class->lane_cancel(lane);
+}
+
+uint64_t lane_progress(const struct lane *lane)
+{
+    assert(lane != NULL);
+    return lane->device->class->lane_progress(lane);
+}
+
+uint32_t lane_marks(const struct lane *lane)
+{
+    assert(lane != NULL);
+    return lane->device->class->lane_marks(lane);
+}
