@@ -2,7 +2,12 @@
 //
 // A table is immutable, sorted by name, and owns the mapping its tensors point into (or shares it:
 // tables are counted). Nothing in it was believed before it was checked: names are valid UTF-8 and
-// unique, dims multiply to the byte count, every range lies inside the file and none overlap.
+// unique, dims multiply to the byte count, every range lies inside the file, and in safetensors
+// none overlap. (In torch files tied weights may share bytes.)
+//
+// Files must be replaced by rename, not written in place: a mapping keeps the old file's bytes, but
+// reading a tensor of a file that was cut short is SIGBUS. Opening and hashing are immune; whoever
+// is about to read tensors asks tensor_table_unchanged first. See file_map.h.
 
 #ifndef MODELS_FILES_TENSORS_H
 #define MODELS_FILES_TENSORS_H
@@ -39,10 +44,11 @@ struct torch_reader {
 
 // Opens a file of tensors, whatever its suffix says: safetensors, or a torch zip (.pt .pth .ckpt
 // .bin). path must already be trusted to lie where it may (the caller checked the configured
-// folders). A NULL reader refuses torch files. Ownership: on success the caller owns one count of
-// *out. Errors:    NOT_FOUND; INVALID_ARGUMENT names what is wrong with which tensor;
-// RESOURCE_EXHAUSTED.
-//            Messages name the file by its last component only.
+// folders). A NULL reader refuses torch files. One descriptor stays open as long as the table.
+//
+// Ownership: on success the caller owns one count of *out.
+// Errors:    NOT_FOUND; PERMISSION_DENIED; INVALID_ARGUMENT names what is wrong with which tensor;
+//            RESOURCE_EXHAUSTED. Messages name the file by its last component only.
 // Thread:    any.
 enum status tensor_table_open(struct tensor_table **out, const char *path,
                               const struct torch_reader *reader, struct error *error);
@@ -75,11 +81,20 @@ const struct tensor *tensor_table_find(const struct tensor_table *self, const ch
 // Thread:    any.
 const char *tensor_table_metadata(const struct tensor_table *self, const char *key);
 
+// True while the files behind the table have the size and the mtime they were opened with; ask it
+// before a job reads the tensors. Cheap: one fstat a file.
+// Thread:    any.
+bool tensor_table_unchanged(const struct tensor_table *self);
+
 // The content hash over all tensors, in the canonical form of the interface: for each tensor in
 // ascending byte order of its key: key length (u32), key, dtype name (length u32, bytes), rank
-// (u32), dims (u64 each), byte length (u64), bytes. Reads every byte: seconds for a large file; the
-// caller runs it in a background thread. should_stop (may be NULL) is asked every few MiB. Errors:
-// CANCELLED when should_stop said so. Thread:    any.
+// (u32), dims (u64 each), byte length (u64), bytes (of a transposed tensor: turned, as dims say).
+// Reads every byte: seconds for a large file; the caller runs it in a background thread.
+// should_stop (may be NULL) is asked at least once a MiB.
+//
+// Errors:    CANCELLED when should_stop said so; FAILED_PRECONDITION when a file became shorter;
+//            RESOURCE_EXHAUSTED.
+// Thread:    any.
 enum status tensor_table_hash(const struct tensor_table *self, bool (*should_stop)(void *),
                               void *context, struct hash *out);
 
@@ -93,7 +108,9 @@ struct tensor_write {
 };
 
 // Writes a safetensors file to a descriptor. metadata is pairs of key and value, ended by NULL; may
-// be NULL. Errors:    INVALID_ARGUMENT; INTERNAL names what write(2) said. Thread:    any.
+// be NULL.
+// Errors:    INVALID_ARGUMENT; RESOURCE_EXHAUSTED; INTERNAL names what write(2) said.
+// Thread:    any.
 enum status safetensors_write(int descriptor, const struct tensor_write *tensors, uint32_t count,
                               const char *const *metadata, struct error *error);
 
