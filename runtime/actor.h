@@ -5,11 +5,14 @@
 // actor tells when) and actor_stop (its loop ends, its state is destroyed, the thread is joined).
 //
 //     static const struct actor_kind router_kind = {"router", router_create, router_destroy,
-//     router_drain}; actor_start(&actor, &router_kind, &host, &arguments, &error);
+//                                                   router_drain};
+//     actor_start(&actor, &router_kind, &host, &arguments, &error);
 //     ... actor_drain(actor); ... actor_stop(&actor);
 
 #ifndef RUNTIME_ACTOR_H
 #define RUNTIME_ACTOR_H
+
+#include <stdbool.h>
 
 #include "base/error.h"
 #include "runtime/log.h"
@@ -44,13 +47,16 @@ struct actor_kind {
 
 // Where actors live: one per process.
 struct actor_host {
-    void *zmq;                  // context
-    const struct clock *clock;  // for all loops
-    const struct log *log;      // parent of the actors' logs
+    void *zmq;                        // context
+    const struct clock *clock;        // for all loops
+    const struct log *log;            // parent of the actors' logs
+    const struct log_levels *levels;  // actors' own levels; NULL: the parent's for all
 };
 
 // Starts an actor and waits until it is ready.
-// Ownership: the caller owns *out until actor_stop.
+// Ownership: the caller owns *out until actor_stop; kind, and what host points to, are borrowed
+// until
+//            then.
 // Errors:    whatever create returned; RESOURCE_EXHAUSTED.
 // Thread:    any; the caller's thread drives the actor from then on.
 enum status actor_start(struct actor **out, const struct actor_kind *kind,
@@ -60,13 +66,17 @@ enum status actor_start(struct actor **out, const struct actor_kind *kind,
 // Thread:    the starter's.
 void actor_drain(struct actor *self);
 
-// Becomes readable when the actor has drained, or has ended by itself. Poll it, nothing else.
-// Thread:    the starter's.
+// Becomes readable when the actor has drained, or has ended by itself, and stays so. Poll it,
+// nothing else. Thread:    the starter's.
 int actor_descriptor(const struct actor *self);
 
-// True once the actor has called actor_drained.
+// True once the actor has called actor_drained, or has ended: nothing runs in it any more.
 // Thread:    the starter's.
 bool actor_is_drained(struct actor *self);
+
+// True once the actor's loop has ended by itself and its state is destroyed. actor_stop is still
+// due. Thread:    the starter's.
+bool actor_has_ended(struct actor *self);
 
 // Ends the actor and waits for its thread. NULL is allowed.
 // Thread:    the starter's.

@@ -6,6 +6,7 @@
 #ifndef RUNTIME_LOG_H
 #define RUNTIME_LOG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum log_level {
@@ -21,10 +22,36 @@ struct log {
     int descriptor;        // where to; -1: nowhere
 };
 
-// Writes one line with one write(2); values of %s are the caller's to keep on one line, control
-// characters are escaped. Lines of less importance than the log's level cost a comparison.
+#define LOG_ACTORS_MAX 16u   // actors with a level of their own; there are eleven kinds
+#define LOG_ACTOR_BYTES 16u  // of an actor's name, NUL included; a thread's name has as many
+
+// Who says how much.
+struct log_levels {
+    enum log_level level;  // of everybody else
+    uint32_t count;        // of actors
+    struct log_level_of_actor {
+        char actor[LOG_ACTOR_BYTES];  // its name
+        enum log_level level;         // its own level
+    } actors[LOG_ACTORS_MAX];
+};
+
+// Writes one line with one write(2); control characters and bytes that are not UTF-8 are escaped,
+// and a line above 2 KiB is cut. Lines of less importance than the log's level cost a comparison.
+// errno stays as it was.
 // Thread:    any.
 void log_event(const struct log *log, enum log_level level, const char *event, const char *format,
                ...) __attribute__((format(printf, 4, 5)));
+
+// The level of the named actor.
+// Thread:    any.
+enum log_level log_level_of(const struct log_levels *levels, const char *actor);
+
+// "error", "warning", "info" or "debug".
+// Thread:    any.
+const char *log_level_name(enum log_level level);
+
+// The level with that name; false, *out untouched, when there is none.
+// Thread:    any.
+bool log_level_from_name(const char *name, enum log_level *out);
 
 #endif  // RUNTIME_LOG_H

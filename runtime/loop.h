@@ -20,22 +20,25 @@ struct loop_socket;
 struct loop_descriptor;
 struct loop_timer;
 struct event_base;
+struct message;
 
 // Messages that a socket's callback should take at most before it returns.
 #define LOOP_BATCH_MAX 64u
 
 // Creates a loop that runs on the calling thread.
-// Ownership: the caller owns *out. Errors: RESOURCE_EXHAUSTED. Thread: the owner's, as everything
-// here.
+// Ownership: the caller owns *out.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    the owner's, as everything here.
 enum status loop_create(struct loop **out, const struct clock *clock, struct error *error);
 
-// Destroys the loop with everything registered on it. Sockets and descriptors stay their owners'.
+// Destroys the loop with everything registered on it, which nobody may touch afterwards. Sockets
+// and descriptors stay their owners'. It must not run.
 void loop_destroy(struct loop **self_p);
 
-// Runs until loop_stop.
+// Runs until loop_stop, or until the ZeroMQ context of one of its sockets is being terminated.
 void loop_run(struct loop *self);
 
-// Makes loop_run return after the current callback.
+// Makes loop_run return after the current callback; called before loop_run, at once.
 void loop_stop(struct loop *self);
 
 // The clock and the event_base (for evhttp and the like).
@@ -43,10 +46,10 @@ const struct clock *loop_clock(const struct loop *self);
 struct event_base *loop_base(struct loop *self);
 
 // Calls on_readable whenever messages wait: it receives at most LOOP_BATCH_MAX of them without
-// waiting. It may remove the socket. control sockets are served before others.
-// Ownership: the loop owns *out until loop_socket_remove; the ZeroMQ socket stays the caller's,
-// which
+// waiting. It may remove this socket and others. control sockets are served before others.
+// Ownership: the loop owns *out until loop_socket_remove; the ZeroMQ socket stays the caller's, who
 //            removes it here before closing it.
+// Errors:    RESOURCE_EXHAUSTED.
 enum status loop_add_socket(struct loop *self, void *zmq_socket, bool control,
                             void (*on_readable)(void *arg), void *arg, struct loop_socket **out,
                             struct error *error);
@@ -55,13 +58,20 @@ void loop_socket_remove(struct loop_socket **self_p);
 // Schedules a re-check after zmq calls made outside the socket's own callback.
 void loop_socket_touch(struct loop_socket *self);
 
-// Calls on_readable while the descriptor is readable (level-triggered).
+// message_send on the socket, and the touch that belongs to it.
+enum status loop_socket_send(struct loop_socket *self, struct message *message);
+
+// Calls on_readable while the descriptor is readable (level-triggered). It may remove the
+// descriptor, and does so before closing it.
+// Errors:    RESOURCE_EXHAUSTED.
 enum status loop_add_descriptor(struct loop *self, int descriptor, void (*on_readable)(void *arg),
                                 void *arg, struct loop_descriptor **out, struct error *error);
 void loop_descriptor_remove(struct loop_descriptor **self_p);
 
-// Calls on_time after delay_ms, and every period_ms after that when period_ms is above 0. A timer
-// may be removed or restarted from its own callback. Millisecond precision.
+// Calls on_time after delay_ms, and every period_ms after that when period_ms is above 0: at the
+// same distance whatever the callbacks take; periods that were missed altogether are left out. A
+// timer may be removed or restarted from its own callback. The time is the machine's, whatever
+// clock the loop was given: that one is for those who ask loop_clock(). Errors: RESOURCE_EXHAUSTED.
 enum status loop_add_timer(struct loop *self, uint32_t delay_ms, uint32_t period_ms,
                            void (*on_time)(void *arg), void *arg, struct loop_timer **out,
                            struct error *error);

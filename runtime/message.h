@@ -52,6 +52,10 @@ void message_drop_first(struct message *self);
 // The bytes of a frame, borrowed until the message changes; index is below count.
 struct bytes message_frame(const struct message *self, uint32_t index);
 
+// A connection's metadata, such as "User-Id" or "Peer-Address", borrowed until the message changes;
+// NULL when it has none. Asks the last frame, because libzmq 4.3.4 loses those of the first.
+const char *message_property(const struct message *self, const char *name);
+
 // Moves all frames of one message to another, which was empty.
 void message_move(struct message *to, struct message *from);
 
