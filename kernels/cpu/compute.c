@@ -1,0 +1,46 @@
+// compute.c - which compilation of the kernels runs here, and what an operation's workspace is.
+
+#include "kernels/cpu/compute.h"
+
+const struct cpu_compute *cpu_compute_best(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+        return &cpu_compute_avx2;
+    }
+#endif
+    return &cpu_compute_portable;
+}
+
+uint64_t cpu_workspace_bytes(const struct device *device, const struct operation *op)
+{
+    assert(device != 0);
+    assert(op != 0);
+    switch (op->kind) {
+    case OPERATION_CONVOLUTION:
+        return cpu_convolution_workspace_bytes(&op->convolution);
+    case OPERATION_LINEAR:
+        return cpu_linear_workspace_bytes(&op->linear);
+    case OPERATION_ATTENTION:
+        return cpu_attention_workspace_bytes(&op->attention);
+    default:
+        return 0;
+    }
+}
+
+uint32_t cpu_linear_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_linear_launches_with(cpu_compute_best(), op, out);
+}
+
+uint32_t cpu_convolution_launches(const struct operation *op,
+                                  struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_convolution_launches_with(cpu_compute_best(), op, out);
+}
+
+uint32_t cpu_attention_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_attention_launches_with(cpu_compute_best(), op, out);
+}

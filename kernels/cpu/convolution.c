@@ -1,0 +1,157 @@
+// convolution.c - plans a convolution: which way, which tiles, how much memory.
+//
+// 3x3 filters of stride 1 with whole panels of channels go through Winograd, which multiplies 4
+// times less (with upsampling 5.8 times less); everything else goes the direct way. A 1x1 shortcut
+// runs first, straight into the output, which the convolution then adds to.
+
+#include "base/checked.h"
+#include "kernels/cpu/convolution_plan.h"
+
+#define WORKSPACE_ALIGNMENT 64u
+
+static struct direct_plan plan_direct(uint32_t h, uint32_t w, uint32_t c, uint32_t k, uint32_t side,
+                                      uint32_t stride, bool upsample, bool has_norm)
+{
+    struct direct_plan plan = {.side = side, .in_h = h, .in_w = w, .out_h = h, .out_w = w};
+    if (side == 1) {
+        plan.in_w = plan.out_w = h * w;
+        plan.in_h = plan.out_h = 1;
+    }
+    if (upsample) plan.out_h = 2 * h, plan.out_w = 2 * w;
+    if (stride == 2) plan.out_h = (h - 2) / 2 + 1, plan.out_w = (w - 2) / 2 + 1;
+    plan.channels = cpu_round_up(c, 8);
+    plan.depth = side * side * plan.channels;
+    plan.columns = cpu_round_up(k, PANEL_COLUMNS);
+    // Large tiles repeat less of the border's normalisation, small ones leave room for channels.
+    plan.tile_h = side == 1 ? 1 : c > 128 || stride == 2 ? 8 : 16;
+    plan.tile_w = side == 1 ? 96 : 12;
+    plan.tiles_x = cpu_divide_up(plan.out_w, plan.tile_w);
+    plan.tiles = plan.tiles_x * cpu_divide_up(plan.out_h, plan.tile_h);
+    plan.strips = cpu_divide_up(plan.tile_h * plan.tile_w, STRIP_ROWS);
+    plan.patched = has_norm || c % 8 != 0;
+    plan.patch_h = (plan.tile_h - 1) * stride + side;
+    plan.patch_w = (plan.tile_w - 1) * stride + side;
+
+    uint64_t rows = (uint64_t)plan.strips * STRIP_ROWS;
+    uint64_t pixels = plan.patched ? (uint64_t)plan.patch_h * plan.patch_w : 1;
+    plan.weight_bytes = (uint64_t)plan.depth * plan.columns * sizeof(float);
+    plan.pack_bytes = (uint64_t)side * side * c * PANEL_COLUMNS * sizeof(float);
+    plan.item_bytes =
+        (pixels * plan.channels + rows * (DIRECT_CHUNK + plan.columns)) * sizeof(float);
+    return plan;
+}
+
+static struct winograd_plan plan_winograd(const struct convolution *op)
+{
+    struct winograd_plan plan = {.side = op->upsample ? 5 : 4, .phases = op->upsample ? 4 : 1};
+    // The second phase of upsampling begins one pixel to the left of the first.
+    uint32_t extra = op->upsample ? 1 : 0;
+    plan.tiles_x = cpu_divide_up(op->w + extra, plan.side);
+    plan.tiles = plan.tiles_x * cpu_divide_up(op->h + extra, plan.side);
+    plan.strips = cpu_divide_up(plan.tiles, STRIP_ROWS);
+    // Few tiles are cut smaller, so that 8 threads find work.
+    plan.groups = cpu_divide_up(plan.strips, WINOGRAD_ITEM_STRIPS);
+    if (plan.groups < 8) plan.groups = cpu_min(8, cpu_divide_up(plan.strips, 4));
+    plan.groups = plan.groups > 8 ? cpu_round_up(plan.groups, 8) : plan.groups;
+    plan.item_strips = cpu_divide_up(plan.strips, plan.groups);
+
+    // Strides are kept off powers of two, or the points of one tile would share a cache set.
+    uint32_t rows = plan.item_strips * STRIP_ROWS;
+    plan.input_stride = round_up((uint64_t)rows * op->c, 1024) + 96;
+    plan.product_stride = round_up((uint64_t)rows * WINOGRAD_BLOCK, 1024) + 48;
+    plan.weight_stride = (size_t)op->c * PANEL_COLUMNS + 48;
+    plan.weight_bytes = (uint64_t)plan.phases * (op->k / PANEL_COLUMNS) * WINOGRAD_POINTS *
+                        plan.weight_stride * sizeof(float);
+    plan.pack_bytes = (uint64_t)op->c * 9 * PANEL_COLUMNS * sizeof(float);
+    uint64_t floats = WINOGRAD_POINTS * (plan.input_stride + plan.product_stride);
+    plan.item_bytes = (floats + 3 * (uint64_t)op->k) * sizeof(float);
+    return plan;
+}
+
+// Depends on shapes alone. A weight whose error bound forbids Winograd is to be refused here.
+static bool choose_winograd(const struct convolution *op, uint32_t side)
+{
+    if (side != 3 || op->stride != 1) return false;
+    if (op->c % PANEL_COLUMNS != 0 || op->k % PANEL_COLUMNS != 0) return false;
+    return op->c >= 32 && op->k >= 32 && op->h >= 8 && op->w >= 8;
+}
+
+struct convolution_plan cpu_convolution_plan(const struct convolution *op)
+{
+    assert(op->n >= 1);
+    assert(op->weight != NULL);
+    uint32_t side = cpu_filter_side(op->weight);
+    struct convolution_plan plan = {
+        .has_norm = op->norm.statistics.place != VALUE_NONE,
+        .has_shortcut = op->shortcut.place != VALUE_NONE,
+        .has_statistics = op->statistics.place != VALUE_NONE,
+        .winograd = choose_winograd(op, side),
+        .out_h = op->h,
+        .out_w = op->w,
+    };
+    if (op->upsample) plan.out_h = 2 * op->h, plan.out_w = 2 * op->w;
+    if (op->stride == 2) plan.out_h = (op->h - 2) / 2 + 1, plan.out_w = (op->w - 2) / 2 + 1;
+    uint64_t weight_bytes = 0;
+    if (plan.winograd) {
+        plan.tiles = plan_winograd(op);
+        plan.items = op->n * plan.tiles.groups;
+        weight_bytes = plan.tiles.weight_bytes;
+    } else {
+        plan.direct =
+            plan_direct(op->h, op->w, op->c, op->k, side, op->stride, op->upsample, plan.has_norm);
+        plan.items = op->n * plan.direct.tiles;
+        weight_bytes = plan.direct.weight_bytes;
+    }
+    if (plan.has_shortcut) {
+        plan.shortcut =
+            plan_direct(plan.out_h, plan.out_w, op->shortcut_c, op->k, 1, 1, false, false);
+    }
+    plan.norm_stride = (size_t)3 * cpu_round_up(op->c, 16);
+    plan.partial_stride = 16 + 2 * (size_t)cpu_round_up(op->k, PANEL_COLUMNS);
+    uint64_t norm_bytes = plan.has_norm ? (uint64_t)op->n * plan.norm_stride * sizeof(float) : 0;
+    plan.shortcut_offset = round_up(norm_bytes, WORKSPACE_ALIGNMENT);
+    plan.weight_offset =
+        round_up(plan.shortcut_offset + plan.shortcut.weight_bytes, WORKSPACE_ALIGNMENT);
+    plan.partials_offset = round_up(plan.weight_offset + weight_bytes, WORKSPACE_ALIGNMENT);
+    plan.workspace_bytes = plan.partials_offset;
+    if (plan.has_statistics) {
+        plan.workspace_bytes += (uint64_t)plan.items * plan.partial_stride * sizeof(float);
+    }
+    return plan;
+}
+
+uint64_t cpu_convolution_workspace_bytes(const struct convolution *op)
+{
+    return cpu_convolution_plan(op).workspace_bytes;
+}
+
+uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
+                                       const struct operation *op,
+                                       struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    assert(op->kind == OPERATION_CONVOLUTION);
+    const struct convolution *self = &op->convolution;
+    struct convolution_plan plan = cpu_convolution_plan(self);
+    uint32_t panels = cpu_divide_up(self->k, PANEL_COLUMNS);
+    uint32_t count = 0;
+    if (plan.has_norm) out[count++] = (struct cpu_launch){.items = self->n, .run = cpu_norm_fold};
+    if (plan.has_shortcut) {
+        out[count++] =
+            (struct cpu_launch){panels, plan.shortcut.pack_bytes, compute->shortcut_pack};
+        out[count++] = (struct cpu_launch){self->n * plan.shortcut.tiles, plan.shortcut.item_bytes,
+                                           compute->shortcut_multiply};
+    }
+    if (plan.winograd) {
+        out[count++] = (struct cpu_launch){panels, plan.tiles.pack_bytes, compute->winograd_pack};
+        out[count++] =
+            (struct cpu_launch){plan.items, plan.tiles.item_bytes, compute->winograd_multiply};
+    } else {
+        out[count++] = (struct cpu_launch){panels, plan.direct.pack_bytes, compute->direct_pack};
+        out[count++] =
+            (struct cpu_launch){plan.items, plan.direct.item_bytes, compute->direct_multiply};
+    }
+    if (plan.has_statistics) {
+        out[count++] = (struct cpu_launch){.items = self->n * panels, .run = cpu_statistics_merge};
+    }
+    return count;
+}

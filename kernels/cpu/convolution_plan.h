@@ -1,0 +1,106 @@
+// convolution_plan.h - how a convolution is cut: shared by convolution.c, statistics.c and the
+// bodies.
+//
+// The workspace of a convolution, in this order, each part aligned to 64 bytes:
+//
+//     norm      [n][3][depth]    mean, scale, offset of each input channel: (x - mean) * scale +
+//     offset shortcut  packed weight of the 1x1 shortcut weight    packed or transformed weight of
+//     the convolution itself partials  [items][16 + 2 * columns]   statistics of what one item
+//     wrote: count, means, M2
+
+#ifndef KERNELS_CPU_CONVOLUTION_PLAN_H
+#define KERNELS_CPU_CONVOLUTION_PLAN_H
+
+#include "kernels/cpu/compute.h"
+
+// Elements of (tap, channel) that the direct way sums from zero: the nine taps of 32 channels.
+#define DIRECT_CHUNK 288u
+// Channels that Winograd sums from zero.
+#define WINOGRAD_CHUNK 128u
+// Points of a transformed tile, 6 x 6.
+#define WINOGRAD_POINTS 36u
+// Columns that one block of a Winograd item takes through product and output transform.
+#define WINOGRAD_BLOCK 32u
+// The most strips (of 6 tiles) of a Winograd item.
+#define WINOGRAD_ITEM_STRIPS 16u
+
+// The direct way: tiles of output pixels as rows, (tap, channel) as depth.
+struct direct_plan {
+    uint32_t side;          // taps along one side, 1 or 3
+    uint32_t out_h, out_w;  // of the output; a 1x1 takes the image as one long row
+    uint32_t in_h, in_w;    // of the input as stored, likewise
+    uint32_t tile_h;        // output pixels of one item
+    uint32_t tile_w;        // output pixels of one item
+    uint32_t tiles_x;       // items along a row
+    uint32_t tiles;         // items of one image
+    uint32_t channels;      // input channels, rounded up to 8
+    uint32_t depth;         // side * side * channels
+    uint32_t columns;       // output channels, rounded up to 16
+    uint32_t strips;        // of 6 pixels in a full tile
+    uint32_t patch_h;       // rows of input that a full tile reads
+    uint32_t patch_w;       // columns of input that a full tile reads
+    bool patched;           // the input is copied (and normalised) into scratch first
+    uint64_t weight_bytes;  // of the packed weight
+    uint64_t pack_bytes;    // scratch of an item that packs the weight
+    uint64_t item_bytes;    // scratch of an item
+};
+
+// Winograd F(4x4, 3x3), or with upsampling four phases F(5x5, 2x2) that share the input transform.
+struct winograd_plan {
+    uint32_t side;          // output pixels (of a phase) along a tile: 4 or 5
+    uint32_t phases;        // 1, or 4 with upsampling
+    uint32_t tiles_x;       // tiles along a row
+    uint32_t tiles;         // of one image
+    uint32_t strips;        // of 6 tiles, of one image
+    uint32_t groups;        // items of one image
+    uint32_t item_strips;   // the most strips of an item
+    size_t input_stride;    // floats from point to point of the transformed input
+    size_t product_stride;  // floats from point to point of the product
+    size_t weight_stride;   // floats from point to point of a transformed weight panel
+    uint64_t weight_bytes;  // of the transformed weight
+    uint64_t pack_bytes;    // scratch of an item that transforms the weight
+    uint64_t item_bytes;    // scratch of an item
+};
+
+struct convolution_plan {
+    uint32_t out_h, out_w;        // of the output
+    bool winograd;                // which of the two ways
+    bool has_norm;                // the input is normalised
+    bool has_shortcut;            // a 1x1 convolution of another input goes first, into the output
+    bool has_statistics;          // of the output are wanted
+    struct direct_plan direct;    // without winograd
+    struct winograd_plan tiles;   // with winograd
+    struct direct_plan shortcut;  // with has_shortcut
+    uint32_t items;               // of the convolution itself
+    size_t norm_stride;           // floats from image to image of norm
+    size_t partial_stride;        // floats from item to item of partials
+    uint64_t shortcut_offset;     // bytes from the start of the workspace
+    uint64_t weight_offset;       // likewise
+    uint64_t partials_offset;     // likewise
+    uint64_t workspace_bytes;     // all of it
+};
+
+// Thread:    any.
+struct convolution_plan cpu_convolution_plan(const struct convolution *op);
+
+// Items: fold the statistics of one image's input into norm; merge the partials of 16 columns of
+// one image into the output's statistics.
+// Thread:    any.
+void cpu_norm_fold(const struct operation *op, const struct cpu_run *run, uint32_t item,
+                   void *scratch);
+void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,
+                          void *scratch);
+
+// Side of the filter, from the weight.
+static inline uint32_t cpu_filter_side(const struct weight *weight)
+{
+    return weight->form == WEIGHT_CONVOLUTION ? weight->dims[2] : 1;
+}
+
+// Strips begin .. end of a Winograd item of one image.
+static inline uint32_t cpu_winograd_strip(const struct winograd_plan *plan, uint32_t group)
+{
+    return (uint32_t)((uint64_t)plan->strips * group / plan->groups);
+}
+
+#endif  // KERNELS_CPU_CONVOLUTION_PLAN_H

@@ -1,0 +1,147 @@
+// lanes_x86.h - lanes.h for AVX2 with FMA and F16C; include lanes.h, not this.
+
+#ifndef KERNELS_CPU_LANES_X86_H
+#define KERNELS_CPU_LANES_X86_H
+
+#include <immintrin.h>
+
+#define lanes __m256
+
+LANES_INLINE lanes lanes_set(float value)
+{
+    return _mm256_set1_ps(value);
+}
+
+LANES_INLINE lanes lanes_load(const float *at)
+{
+    return _mm256_loadu_ps(at);
+}
+
+LANES_INLINE void lanes_store(float *at, lanes value)
+{
+    _mm256_storeu_ps(at, value);
+}
+
+LANES_INLINE lanes lanes_add(lanes a, lanes b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+LANES_INLINE lanes lanes_subtract(lanes a, lanes b)
+{
+    return _mm256_sub_ps(a, b);
+}
+
+LANES_INLINE lanes lanes_multiply(lanes a, lanes b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+LANES_INLINE lanes lanes_divide(lanes a, lanes b)
+{
+    return _mm256_div_ps(a, b);
+}
+
+// a * b + c, rounded once.
+LANES_INLINE lanes lanes_multiply_add(lanes a, lanes b, lanes c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+LANES_INLINE lanes lanes_max(lanes a, lanes b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+// Eight numbers of a file, widened exactly.
+LANES_INLINE lanes lanes_load_f32_bytes(const uint8_t *at)
+{
+    return _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i_u *)(const void *)at));
+}
+
+LANES_INLINE lanes lanes_load_f16_bytes(const uint8_t *at)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)(const void *)at));
+}
+
+LANES_INLINE lanes lanes_load_bf16_bytes(const uint8_t *at)
+{
+    __m128i narrow = _mm_loadu_si128((const __m128i_u *)(const void *)at);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+}
+
+LANES_INLINE void lanes_transpose(lanes rows[LANES_COUNT])
+{
+    lanes pair[LANES_COUNT];
+    lanes quad[LANES_COUNT];
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (uint32_t i = 0; i < 8; i += 4) {
+        quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+        quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+        quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+        quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++) {
+        rows[i] = _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20);
+        rows[i + 4] = _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31);
+    }
+}
+
+// e to the x, within 2 units in the last place; 0 below -86.98, where the result would soon be
+// denormal, and infinity above 88.7. x = n ln 2 + r; the polynomial is a fit of (e^r - 1 - r) /
+// r^2.
+LANES_INLINE lanes lanes_exp(lanes x)
+{
+    lanes tiny = _mm256_cmp_ps(x, lanes_set(-86.98f), _CMP_LT_OQ);
+    lanes huge = _mm256_cmp_ps(x, lanes_set(88.72f), _CMP_GT_OQ);
+    // min and max return their second operand when one is NaN: NaN stays NaN.
+    lanes safe = _mm256_max_ps(lanes_set(-86.98f), _mm256_min_ps(lanes_set(88.72f), x));
+    lanes n = _mm256_round_ps(lanes_multiply(safe, lanes_set(1.44269504f)),
+                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    lanes r = _mm256_fnmadd_ps(n, lanes_set(0.693359375f), safe);
+    r = lanes_multiply_add(n, lanes_set(2.12194440e-4f), r);
+    lanes p = lanes_multiply_add(lanes_set(0.0013933734f), r, lanes_set(0.008363236f));
+    p = lanes_multiply_add(p, r, lanes_set(0.041666463f));
+    p = lanes_multiply_add(p, r, lanes_set(0.16666576f));
+    p = lanes_multiply_add(p, r, lanes_set(0.5f));
+    p = lanes_add(lanes_multiply_add(p, lanes_multiply(r, r), r), lanes_set(1.0f));
+    // 2^n as 2^(n-1) * 2, so that n = 128 does not overflow on the way.
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126));
+    lanes power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    p = lanes_multiply(lanes_multiply(p, lanes_set(2.0f)), power);
+    return _mm256_blendv_ps(_mm256_andnot_ps(tiny, p), lanes_set(INFINITY), huge);
+}
+
+// The error function, absolute error below 1.3e-7: a polynomial in x^2 for |x| < 1, and
+// 1 - exp(polynomial) up to |x| = 4, from where it is 1. Both are fits.
+LANES_INLINE lanes lanes_erf(lanes x)
+{
+    lanes sign = _mm256_and_ps(x, lanes_set(-0.0f));
+    lanes size = _mm256_andnot_ps(lanes_set(-0.0f), x);
+    lanes square = lanes_multiply(x, x);
+    lanes near = lanes_multiply_add(lanes_set(7.8824974e-05f), square, lanes_set(-0.0008018855f));
+    near = lanes_multiply_add(near, square, lanes_set(0.005189312f));
+    near = lanes_multiply_add(near, square, lanes_set(-0.026854329f));
+    near = lanes_multiply_add(near, square, lanes_set(0.11283597f));
+    near = lanes_multiply_add(near, square, lanes_set(-0.37612626f));
+    near = lanes_multiply(lanes_multiply_add(near, square, lanes_set(1.1283791f)), x);
+
+    lanes t = _mm256_min_ps(lanes_set(4.0f), size);
+    lanes far = lanes_multiply_add(lanes_set(-1.330939e-05f), t, lanes_set(0.00031757203f));
+    far = lanes_multiply_add(far, t, lanes_set(-0.0034368676f));
+    far = lanes_multiply_add(far, t, lanes_set(0.022621986f));
+    far = lanes_multiply_add(far, t, lanes_set(-0.10331898f));
+    far = lanes_multiply_add(far, t, lanes_set(-0.63909334f));
+    far = lanes_multiply_add(far, t, lanes_set(-1.1259259f));
+    far = lanes_exp(lanes_multiply_add(far, t, lanes_set(-0.0007569686f)));
+    far = _mm256_or_ps(lanes_subtract(lanes_set(1.0f), far), sign);
+    return _mm256_blendv_ps(far, near, _mm256_cmp_ps(size, lanes_set(1.0f), _CMP_LT_OQ));
+}
+
+#endif  // KERNELS_CPU_LANES_X86_H

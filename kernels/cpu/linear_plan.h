@@ -1,0 +1,33 @@
+// linear_plan.h - how a linear is cut: shared by linear.c and linear_body.h.
+
+#ifndef KERNELS_CPU_LINEAR_PLAN_H
+#define KERNELS_CPU_LINEAR_PLAN_H
+
+#include "kernels/cpu/compute.h"
+
+// Channels that are summed from zero before they are added: a panel of them stays in L1.
+#define LINEAR_CHUNK 256u
+// Strips that one item of the packing takes.
+#define LINEAR_PACK_STRIPS 16u
+// The most strips of one item of the product.
+#define LINEAR_ITEM_STRIPS 52u
+
+// The workspace holds the packed input, [chunk][strip][chunk / 8][6][8], and then, for each
+// low-rank path, its down product [row_count][round_up(rank, 8)].
+struct linear_plan {
+    uint32_t strips;        // of the input's rows
+    uint32_t depth;         // channels, rounded up to 8
+    uint32_t panels;        // of the output's columns
+    uint32_t item_strips;   // of one item of the product
+    uint32_t item_panels;   // of one item of the product
+    uint32_t row_items;     // items along the rows
+    uint32_t column_items;  // items along the columns
+    uint32_t down_items;    // one for each panel of each low-rank path
+    uint64_t packed_bytes;  // of the packed input
+    uint64_t down_bytes;    // of all down products
+};
+
+// Thread:    any.
+struct linear_plan cpu_linear_plan(const struct linear *op);
+
+#endif  // KERNELS_CPU_LINEAR_PLAN_H
