@@ -19,7 +19,9 @@ enum vae_direction {
 enum vae_tiling {
     VAE_TILING_AUTO,  // tiled when the whole does not fit bytes_max
     VAE_TILING_NEVER,
-    VAE_TILING_ALWAYS,  // tiled when the image is larger than a tile
+    VAE_TILING_ALWAYS,  // tiled when a pass has more than one tile; three passes have tiles of half
+                        // and twice the side, so an image as large as a tile is tiled in two of
+                        // them
 };
 
 struct vae_request {
@@ -28,8 +30,8 @@ struct vae_request {
     enum dtype input_dtype;   // pixels u8, f32, f16, bf16; latents f32, f16, bf16
     enum dtype output_dtype;  // likewise
     enum vae_tiling tiling;
-    uint32_t tile;       // pixels; 0: 512. Taken down to a multiple of 8
-    uint32_t overlap;    // pixels; UINT32_MAX: 64. Taken down to a multiple of 8
+    uint32_t tile;       // pixels; 0: 512. Taken down to whole latents, a multiple of 8
+    uint32_t overlap;    // pixels; UINT32_MAX: 64, less for small tiles. Taken down like the tile
     uint32_t passes;     // 3 or 1; 0: 3
     bool raw;            // decode: leave y instead of clamp((y + 1) / 2); for tests
     uint64_t bytes_max;  // with AUTO: the arena that may be used; 0: no limit
@@ -79,7 +81,9 @@ enum status vae_program(const struct vae *self, const struct vae_plan *plan, str
                         struct error *error);
 
 // An upper estimate of a request's arena from the shape alone, before any weight is loaded, for the
-// scaler. Thread:    any.
+// scaler; 0 for an image without a latent. With AUTO and bytes_max it is that of the first tiles
+// that are tried when the whole does not fit.
+// Thread:    any.
 uint64_t vae_estimate_bytes(const struct vae_config *config, const struct vae_request *request);
 
 #endif  // MODELS_VAE_VAE_H
