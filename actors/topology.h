@@ -13,23 +13,26 @@
 //
 // Letters (messages/actors.proto), by edge; the first named end binds:
 //
-//   router data      ROUTER / worker DEALER     Hello, Result + frames, JobProgress up; Job + frames down
-//   router control   ROUTER / worker DEALER     Ready, Heartbeat, Goodbye up; CancelJob, DrainWorker, Who down
-//   scaler           ROUTER / executor DEALER   DeviceReport (each second and at changes), WorkerUp, WorkerDown up;
+//   router data      ROUTER / worker DEALER     Hello, Result + frames, JobProgress up; Job +
+//   frames down router control   ROUTER / worker DEALER     Ready, Heartbeat, Goodbye up;
+//   CancelJob, DrainWorker, Who down scaler           ROUTER / executor DEALER   DeviceReport (each
+//   second and at changes), WorkerUp, WorkerDown up;
 //                                               Spawn, Retire, Who (say all WorkerUp again) down
-//   registry         ROUTER / executor DEALER   DeviceReport, ModelLoaded up; ModelDefinition, LoadModel, UnloadModel down
-//   router-core      PAIR                       DrainAll, DeviceDown, Reload to the router; Drained, KillChild, StopAll,
+//   registry         ROUTER / executor DEALER   DeviceReport, ModelLoaded up; ModelDefinition,
+//   LoadModel, UnloadModel down router-core      PAIR                       DrainAll, DeviceDown,
+//   Reload to the router; Drained, KillChild, StopAll,
 //                                               DrainAll (a client asked) from it
-//   router-scaler    PAIR                       Demand to the scaler; ServiceNotice, Ask'ed LIMITS answers from it
-//   router-registry  PAIR                       Ask + frames (MODEL_*) to the registry; ModelNotice, Answer + frames from it
-//   router-leases    PAIR                       PinLease, UnpinLeases to leases; PinAnswer from it
-//   router-monitor   PAIR                       Ask + frames (STATUS) to the monitor; Answer + frames from it
-//   registry-scaler  PAIR                       ModelNotice to the scaler
-//   scaler-core      PAIR                       DeviceDown to the scaler
-//   events           PULL (monitor) / PUSH      Event, ServiceNotice, DeviceReport, ModelNotice, RequestCounts, TransportCounts
+//   router-scaler    PAIR                       Demand to the scaler; ServiceNotice, Ask'ed LIMITS
+//   answers from it router-registry  PAIR                       Ask + frames (MODEL_*) to the
+//   registry; ModelNotice, Answer + frames from it router-leases    PAIR PinLease, UnpinLeases to
+//   leases; PinAnswer from it router-monitor   PAIR                       Ask + frames (STATUS) to
+//   the monitor; Answer + frames from it registry-scaler  PAIR                       ModelNotice to
+//   the scaler scaler-core      PAIR                       DeviceDown to the scaler events PULL
+//   (monitor) / PUSH      Event, ServiceNotice, DeviceReport, ModelNotice, RequestCounts,
+//   TransportCounts
 //
-// Whoever hears a letter of a peer it does not know answers Who; the peer then introduces itself again
-// (Hello, Ready; WorkerUp). So a core may be restarted under its executors.
+// Whoever hears a letter of a peer it does not know answers Who; the peer then introduces itself
+// again (Hello, Ready; WorkerUp). So a core may be restarted under its executors.
 
 #ifndef ACTORS_TOPOLOGY_H
 #define ACTORS_TOPOLOGY_H
@@ -53,33 +56,36 @@
 #define SOCKET_ROUTER_CONTROL "control.sock"
 #define SOCKET_SCALER "scaler.sock"
 #define SOCKET_REGISTRY "registry.sock"
-// Plain AF_UNIX, SOCK_SEQPACKET: for executors in the private directory, for clients beside luna.sock.
+// Plain AF_UNIX, SOCK_SEQPACKET: for executors in the private directory, for clients beside
+// luna.sock.
 #define SOCKET_POOLS "pools.sock"
 #define SOCKET_LEASES "lease.sock"
 
 // What every actor of the core gets as its arguments; each takes what it needs.
 struct core_arguments {
-    const struct config *config;     // lives as long as the core
-    const char *private_directory;   // mode 0700, of this daemon alone; sockets between its processes
-    const char *lease_path;          // of SOCKET_LEASES; "" when there is no ipc address
-    const int *listen_descriptors;   // bound and listening, for ZMQ_USE_FD; in the order of listen_endpoints
+    const struct config *config;  // lives as long as the core
+    const char
+        *private_directory;  // mode 0700, of this daemon alone; sockets between its processes
+    const char *lease_path;  // of SOCKET_LEASES; "" when there is no ipc address
+    const int *listen_descriptors;        // bound and listening, for ZMQ_USE_FD; in the order of
+                                          // listen_endpoints
     const char *const *listen_endpoints;  // as people type them
     uint32_t listen_count;
-    uint32_t supervisor_pid;         // "pid" of the status: the process that was started
-    uint64_t started_ns;             // of the daemon, on the system's clock
+    uint32_t supervisor_pid;  // "pid" of the status: the process that was started
+    uint64_t started_ns;      // of the daemon, on the system's clock
 };
 
 // What an executor and its workers get.
 struct executor_arguments {
-    const struct config *config;     // lives as long as the executor
-    const char *private_directory;   // as above
-    const char *device;              // "cpu"
-    uint64_t epoch;                  // unique for every executor process this daemon ever starts
+    const struct config *config;    // lives as long as the executor
+    const char *private_directory;  // as above
+    const char *device;             // "cpu"
+    uint64_t epoch;                 // unique for every executor process this daemon ever starts
 };
 
 // Every actor of the core; the kinds live in actors/NAME.c.
 struct actor_kind;
-extern const struct actor_kind router_kind;    // arguments: struct core_arguments
+extern const struct actor_kind router_kind;  // arguments: struct core_arguments
 extern const struct actor_kind scaler_kind;
 extern const struct actor_kind registry_kind;
 extern const struct actor_kind leases_kind;

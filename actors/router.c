@@ -1,0 +1,328 @@
+// router.c - the actor that owns the job table: every request passes through it, and nothing else
+// does.
+//
+// It never computes and never waits. A job stays in the table until its one answer has been given;
+// sending it to a worker proves nothing, so a dead worker costs time and never a request. Clients
+// and workers are told apart by socket: clients may say anything, workers are ours.
+
+#include "actors/router_state.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "actors/post.h"
+
+uint64_t router_now(const struct router *self)
+{
+    return clock_ns(loop_clock(self->context->loop));
+}
+
+enum status router_post(struct router *self, enum router_socket to, const luna_Letter *letter,
+                        struct message *frames)
+{
+    assert(to >= ROUTER_CORE);
+    assert(to < ROUTER_SOCKETS);
+    enum status status = post_letter(self->sockets[to], letter, frames);
+    loop_socket_touch(
+        self->watches[to]);  // sending may have swallowed the signal of something to read
+    return status;
+}
+
+// ---- letters of the core's other actors
+
+static void on_model_notice(struct router *self, const luna_ModelNotice *notice)
+{
+    uint32_t index = 0;
+    while (index < self->models_count &&
+           strcmp(self->models[index].model.name, notice->model.name) != 0) {
+        index += 1;
+    }
+    if (notice->removed) {
+        if (index == self->models_count) return;
+        self->models_count -= 1;
+        self->models[index] = self->models[self->models_count];
+        return;
+    }
+    if (index == ROUTER_MODELS_MAX) return;
+    self->models[index] = *notice;
+    if (index == self->models_count) self->models_count += 1;
+}
+
+static void on_service_notice(struct router *self, const luna_ServiceNotice *notice)
+{
+    if (notice->code == luna_Code_OK) return;
+    bool is_vae = strcmp(notice->status.operation, "vae") == 0;
+    uint32_t service = router_service(self, is_vae ? luna_Group_VAE : luna_Group_TEXT,
+                                      notice->status.model, false);
+    if (service == JOB_SERVICES_MAX) return;
+    struct error error;
+    error_set(&error, (enum status)notice->code, "%s", notice->message);
+    error.retry_after_ms = notice->retry_after_ms;
+    struct job_entry *entry = NULL;
+    while ((entry = job_queue_peek(self->queue, service, router_now(self))) != NULL) {
+        router_fail(self, (struct job *)entry, &error);
+    }
+    self->services[service].needs_bytes = 0;
+}
+
+static void on_answer(struct router *self, uint64_t number, struct message *frames)
+{
+    struct job *job = job_table_find_number(self->jobs, number);
+    if (job == NULL || job->state != JOB_ASKED) {
+        message_clear(frames);
+        return;
+    }
+    router_finish(self, job, frames);
+}
+
+static void on_core_letter(struct router *self, const luna_Letter *letter)
+{
+    switch (letter->which_letter) {
+    case luna_Letter_drain_all_tag:
+        self->draining = true;
+        break;
+    case luna_Letter_device_down_tag:
+        router_device_down(self, letter->letter.device_down.epoch);
+        break;
+    default:
+        log_event(self->context->log, LOG_WARNING, "letter.unexpected", "edge=core letter=%d",
+                  (int)letter->which_letter);
+    }
+}
+
+// What all the edges inside the core may carry to the router.
+static void on_letter(struct router *self, const luna_Letter *letter, struct message *frames)
+{
+    switch (letter->which_letter) {
+    case luna_Letter_model_notice_tag:
+        on_model_notice(self, &letter->letter.model_notice);
+        break;
+    case luna_Letter_service_notice_tag:
+        on_service_notice(self, &letter->letter.service_notice);
+        break;
+    case luna_Letter_answer_tag:
+        on_answer(self, letter->letter.answer.job, frames);
+        break;
+    default:
+        on_core_letter(self, letter);
+    }
+}
+
+static void read_pair(struct router *self, enum router_socket from)
+{
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->sockets[from]) != STATUS_OK) return;
+        if (post_read(&message, &letter)) on_letter(self, &letter, &message);
+        message_clear(&message);
+    }
+}
+
+static void on_core(void *state)
+{
+    struct router *self = state;
+    read_pair(self, ROUTER_CORE);
+}
+
+static void on_scaler(void *state)
+{
+    struct router *self = state;
+    read_pair(self, ROUTER_SCALER);
+}
+
+static void on_registry(void *state)
+{
+    struct router *self = state;
+    read_pair(self, ROUTER_REGISTRY);
+}
+
+static void on_monitor(void *state)
+{
+    struct router *self = state;
+    read_pair(self, ROUTER_MONITOR);
+}
+
+// ---- the timer
+
+static void tell_monitor_counts(struct router *self)
+{
+    if (!self->counts_changed) return;
+    self->counts_changed = false;
+    self->counts.queued = self->waiting;
+    luna_Letter letter = {.which_letter = luna_Letter_request_counts_tag};
+    letter.letter.request_counts = self->counts;
+    post_letter(self->events, &letter, NULL);
+    letter = (luna_Letter){.which_letter = luna_Letter_transport_counts_tag};
+    letter.letter.transport_counts = self->transport;
+    post_letter(self->events, &letter, NULL);
+}
+
+static void on_tick(void *state)
+{
+    struct router *self = state;
+    uint64_t now = router_now(self);
+    router_expire(self);
+    router_check_workers(self);
+    reply_cache_expire(self->replies, now);
+    for (uint32_t i = 0; i < JOB_SERVICES_MAX; i++) {
+        struct service *service = &self->services[i];
+        if (service->group == luna_Group_GROUP_NONE) continue;
+        if (job_queue_depth(self->queue, i) > 0) router_dispatch(self, i);
+        router_tell_demand(self, i, false);
+    }
+    tell_monitor_counts(self);
+    bool idle = job_table_count(self->jobs) == 0;
+    if (self->draining && idle && !self->drained_told) {
+        luna_Letter letter = {.which_letter = luna_Letter_drained_tag};
+        self->drained_told = router_post(self, ROUTER_CORE, &letter, NULL) == STATUS_OK;
+    }
+    loop_timer_restart(self->tick, idle ? ROUTER_TICK_IDLE_MS : ROUTER_TICK_BUSY_MS);
+}
+
+// ---- life
+
+static enum status open_clients(struct router *self, struct error *error)
+{
+    const struct core_arguments *arguments = &self->arguments;
+    enum status status =
+        socket_open(&self->sockets[ROUTER_CLIENTS], self->context->zmq, EDGE_CLIENTS, error);
+    if (status != STATUS_OK) return status;
+    int64_t frame_bytes_max = (int64_t)self->config->limits.message_bytes_max;
+    zmq_setsockopt(self->sockets[ROUTER_CLIENTS], ZMQ_MAXMSGSIZE, &frame_bytes_max,
+                   sizeof frame_bytes_max);
+    for (uint32_t i = 0; i < arguments->listen_count; i++) {
+        status = socket_adopt(self->sockets[ROUTER_CLIENTS], arguments->listen_descriptors[i],
+                              arguments->listen_endpoints[i], error);
+        if (status != STATUS_OK) return status;
+    }
+    return STATUS_OK;
+}
+
+static enum status open_core_edges(struct router *self, struct error *error)
+{
+    const struct {
+        void **socket;
+        enum edge edge;
+        const char *address;
+    } edges[] = {
+        {&self->sockets[ROUTER_CORE], EDGE_ROUTER_CORE, ADDRESS_ROUTER_CORE},
+        {&self->sockets[ROUTER_SCALER], EDGE_ROUTER_SCALER, ADDRESS_ROUTER_SCALER},
+        {&self->sockets[ROUTER_REGISTRY], EDGE_ROUTER_REGISTRY, ADDRESS_ROUTER_REGISTRY},
+        {&self->sockets[ROUTER_LEASES], EDGE_ROUTER_LEASES, ADDRESS_ROUTER_LEASES},
+        {&self->sockets[ROUTER_MONITOR], EDGE_ROUTER_MONITOR, ADDRESS_ROUTER_MONITOR},
+    };
+    for (size_t i = 0; i < sizeof edges / sizeof edges[0]; i++) {
+        enum status status = socket_open(edges[i].socket, self->context->zmq, edges[i].edge, error);
+        if (status == STATUS_OK) status = socket_bind(*edges[i].socket, edges[i].address, error);
+        if (status != STATUS_OK) return status;
+    }
+    enum status status = socket_open(&self->events, self->context->zmq, EDGE_EVENTS, error);
+    if (status != STATUS_OK) return status;
+    return socket_connect(self->events, ADDRESS_EVENTS, error);
+}
+
+static enum status open_workers(struct router *self, struct error *error)
+{
+    char endpoint[160];
+    enum status status =
+        socket_open(&self->sockets[ROUTER_DATA], self->context->zmq, EDGE_WORKER_DATA, error);
+    if (status != STATUS_OK) return status;
+    socket_ipc_endpoint(endpoint, sizeof endpoint, self->arguments.private_directory,
+                        SOCKET_ROUTER_DATA);
+    status = socket_bind(self->sockets[ROUTER_DATA], endpoint, error);
+    if (status != STATUS_OK) return status;
+    status =
+        socket_open(&self->sockets[ROUTER_CONTROL], self->context->zmq, EDGE_WORKER_CONTROL, error);
+    if (status != STATUS_OK) return status;
+    socket_ipc_endpoint(endpoint, sizeof endpoint, self->arguments.private_directory,
+                        SOCKET_ROUTER_CONTROL);
+    return socket_bind(self->sockets[ROUTER_CONTROL], endpoint, error);
+}
+
+static enum status watch_all(struct router *self, struct error *error)
+{
+    const struct {
+        bool control;
+        void (*on_readable)(void *state);
+    } watches[ROUTER_SOCKETS] = {
+        [ROUTER_CLIENTS] = {false, router_on_clients}, [ROUTER_DATA] = {false, router_on_data},
+        [ROUTER_CONTROL] = {true, router_on_control},  [ROUTER_CORE] = {true, on_core},
+        [ROUTER_SCALER] = {true, on_scaler},           [ROUTER_REGISTRY] = {true, on_registry},
+        [ROUTER_LEASES] = {false, router_on_leases},   [ROUTER_MONITOR] = {false, on_monitor},
+    };
+    for (int i = 0; i < ROUTER_SOCKETS; i++) {
+        enum status status =
+            loop_add_socket(self->context->loop, self->sockets[i], watches[i].control,
+                            watches[i].on_readable, self, &self->watches[i], error);
+        if (status != STATUS_OK) return status;
+    }
+    return loop_add_timer(self->context->loop, ROUTER_TICK_IDLE_MS, 0, on_tick, self, &self->tick,
+                          error);
+}
+
+static void router_destroy(void *state)
+{
+    struct router *self = state;
+    if (self == NULL) return;
+    loop_timer_remove(&self->tick);
+    for (int i = 0; i < ROUTER_SOCKETS; i++) {
+        loop_socket_remove(&self->watches[i]);
+        socket_close(&self->sockets[i]);
+    }
+    socket_close(&self->events);
+    for (struct job *job = self->jobs != NULL ? job_table_first(self->jobs) : NULL; job != NULL;
+         job = job->next) {
+        if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
+    }
+    job_table_destroy(&self->jobs);
+    job_queue_destroy(&self->queue);
+    reply_cache_destroy(&self->replies);
+    free(self);
+}
+
+static enum status router_create(void **state, const struct actor_context *context,
+                                 const void *arguments, struct error *error)
+{
+    assert(state != NULL);
+    assert(arguments != NULL);
+    struct router *self = calloc(1, sizeof *self);
+    if (self == NULL)
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the router");
+    self->context = context;
+    self->arguments = *(const struct core_arguments *)arguments;
+    self->config = self->arguments.config;
+    self->own_uid = (uint32_t)geteuid();
+    self->counts_changed = true;
+
+    uint32_t jobs_max =
+        self->config->limits.queue_requests_max + ROUTER_WORKERS_MAX * ROUTER_FLIGHTS_MAX;
+    enum status status = job_table_create(&self->jobs, jobs_max, error);
+    if (status == STATUS_OK) status = job_queue_create(&self->queue, error);
+    if (status == STATUS_OK) {
+        status = reply_cache_create(&self->replies, 1024, UINT64_C(64) << 20, UINT64_C(60000000000),
+                                    error);
+    }
+    if (status == STATUS_OK) status = open_core_edges(self, error);
+    if (status == STATUS_OK) status = open_workers(self, error);
+    if (status == STATUS_OK) status = open_clients(self, error);
+    if (status == STATUS_OK) status = watch_all(self, error);
+    if (status != STATUS_OK) {
+        router_destroy(self);
+        return status;
+    }
+    *state = self;
+    return STATUS_OK;
+}
+
+static void router_drain(void *state)
+{
+    struct router *self = state;
+    self->draining = true;
+    loop_timer_restart(self->tick, 0);
+}
+
+const struct actor_kind router_kind = {"router", router_create, router_destroy, router_drain};

@@ -1,0 +1,450 @@
+// router_jobs.c - a job's way: checked, admitted, pinned, queued, run, answered once, forgotten.
+
+#include "actors/router_state.h"
+
+#include <assert.h>
+#include <string.h>
+#include <time.h>
+
+#include "actors/post.h"
+
+const char *operation_name(uint32_t operation)
+{
+    const char *name = codec_operation_name((luna_Operation)operation);
+    return name != NULL ? name : "?";
+}
+
+// ---- events
+
+static uint64_t unix_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+}
+
+void router_event(struct router *self, const char *topic, const struct job *job,
+                  const struct error *error, uint32_t execute_ms)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_event_tag};
+    luna_Event *event = &letter.letter.event;
+    event->time_unix_ms = unix_ms();
+    strncpy(event->topic, topic, sizeof event->topic - 1);
+    strncpy(event->actor, "router", sizeof event->actor - 1);
+    if (job != NULL) {
+        strncpy(event->operation, operation_name(job->operation), sizeof event->operation - 1);
+        if (job->entry.service < JOB_SERVICES_MAX) {
+            memcpy(event->model, self->services[job->entry.service].model, sizeof event->model);
+        }
+        event->id.size = JOB_ID_BYTES;
+        memcpy(event->id.bytes, job->id, JOB_ID_BYTES);
+        event->worker = job->worker;
+        uint64_t waited_until = job->started_ns != 0 ? job->started_ns : router_now(self);
+        event->queue_ms = (uint32_t)((waited_until - job->arrived_ns) / 1000000u);
+        event->execute_ms = execute_ms;
+    }
+    if (error != NULL) {
+        event->code = (luna_Code)error->status;
+        // The message was made by error_set: a shorter field may cut it inside a character.
+        size_t length = strnlen(error->message, sizeof event->message - 1);
+        while (length > 0 && ((unsigned char)error->message[length] & 0xc0) == 0x80) length -= 1;
+        memcpy(event->message, error->message, length);
+    }
+    if (post_letter(self->events, &letter, NULL) != STATUS_OK) self->events_dropped += 1;
+}
+
+// ---- the end of a job
+
+static void forget(struct router *self, struct job *job)
+{
+    if (job->pinned) {
+        luna_Letter letter = {.which_letter = luna_Letter_unpin_leases_tag};
+        letter.letter.unpin_leases.job = job->number;
+        router_post(self, ROUTER_LEASES, &letter, NULL);
+    }
+    if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
+    if (job->state == JOB_PINNING || job->state == JOB_WAITING) {
+        assert(self->waiting > 0);
+        self->waiting -= 1;
+        self->waiting_bytes -= job->bytes;
+        if (job->alone) self->alone_waiting -= 1;
+    }
+    assert(self->users[job->user].jobs > 0);
+    self->users[job->user].jobs -= 1;
+    self->counts_changed = true;
+    job_table_remove(self->jobs, job);
+}
+
+void router_fail(struct router *self, struct job *job, const struct error *error)
+{
+    assert(error->status != STATUS_OK);
+    if (job->state == JOB_RUNNING) router_recall(self, job);
+    luna_Header reply = luna_Header_init_zero;
+    luna_Header asked = luna_Header_init_zero;
+    memcpy(asked.id.bytes, job->id, JOB_ID_BYTES);
+    asked.id.size = JOB_ID_BYTES;
+    asked.operation = (luna_Operation)job->operation;
+    codec_start_reply(&asked, &reply);
+    codec_set_error(&reply, error);
+    router_send_reply(self, &job->route, &reply, (struct bytes){.data = NULL, .size = 0});
+    if (error->status == STATUS_CANCELLED)
+        self->counts.cancelled += 1;
+    else
+        self->counts.failed += 1;
+    router_event(self, "request.failed", job, error, 0);
+    forget(self, job);
+}
+
+void router_finish(struct router *self, struct job *job, struct message *reply)
+{
+    assert(job->state == JOB_ASKED);
+    router_send(self, &job->route, reply);
+    forget(self, job);
+}
+
+bool router_cancel(struct router *self, uint32_t user, const uint8_t id[JOB_ID_BYTES])
+{
+    struct job *job = job_table_find(self->jobs, user, id);
+    if (job == NULL) return false;
+    struct error error;
+    error_set(&error, STATUS_CANCELLED, "cancelled by the client");
+    router_fail(self, job, &error);
+    return true;
+}
+
+void router_expire(struct router *self)
+{
+    uint64_t now = router_now(self);
+    struct job *next = NULL;
+    for (struct job *job = job_table_first(self->jobs); job != NULL; job = next) {
+        next = job->next;
+        if (now < job->deadline_ns) continue;
+        struct error error;
+        error_set(&error, STATUS_DEADLINE_EXCEEDED, "no answer within %lu ms: the request was %s",
+                  (unsigned long)((job->deadline_ns - job->arrived_ns) / 1000000u),
+                  job->state == JOB_RUNNING ? "running" : "waiting");
+        router_fail(self, job, &error);
+    }
+}
+
+// ---- admission
+
+static const luna_ModelNotice *find_model(const struct router *self, luna_Group group,
+                                          const char *name)
+{
+    const luna_ModelNotice *only = NULL;
+    uint32_t offering = 0;
+    for (uint32_t i = 0; i < self->models_count; i++) {
+        const luna_ModelNotice *notice = &self->models[i];
+        if (name[0] != '\0') {
+            if (strcmp(notice->model.name, name) == 0) return notice;
+            continue;
+        }
+        bool is_vae = group == luna_Group_VAE;
+        if (is_vae ? notice->is_default_vae : notice->is_default_text) return notice;
+        if (is_vae ? notice->model.offers_vae : notice->model.offers_text) {
+            only = notice;
+            offering += 1;
+        }
+    }
+    return offering == 1 ? only : NULL;
+}
+
+static enum status resolve_service(struct router *self, const luna_Header *header, uint32_t *out,
+                                   struct error *error)
+{
+    bool is_vae = header->operation == luna_Operation_ENCODE_IMAGE ||
+                  header->operation == luna_Operation_DECODE_LATENT;
+    luna_Group group = is_vae ? luna_Group_VAE : luna_Group_TEXT;
+    enum service_type type = self->config->service.type;
+    if (type == SERVICE_VAE && !is_vae) {
+        return error_set(error, STATUS_FAILED_PRECONDITION,
+                         "this daemon serves the VAE only (service.type = vae)");
+    }
+    if (type == SERVICE_CLIP && is_vae) {
+        return error_set(error, STATUS_FAILED_PRECONDITION,
+                         "this daemon serves text only (service.type = clip)");
+    }
+    const luna_ModelNotice *notice = find_model(self, group, header->model);
+    if (notice == NULL && header->model[0] != '\0') {
+        return error_set(error, STATUS_NOT_FOUND, "model \"%s\" is not known here", header->model);
+    }
+    if (notice == NULL) {
+        return error_set(error, STATUS_FAILED_PRECONDITION,
+                         "no model or several models offer %s, and none is the default: name one",
+                         is_vae ? "vae" : "text");
+    }
+    if (is_vae ? !notice->model.offers_vae : !notice->model.offers_text) {
+        return error_set(error, STATUS_FAILED_PRECONDITION, "model \"%s\" (%s) does not offer %s",
+                         notice->model.name, notice->model.kind, is_vae ? "vae" : "text");
+    }
+    *out = router_service(self, group, notice->model.name, true);
+    if (*out == JOB_SERVICES_MAX) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u services are in use, no more fit",
+                         JOB_SERVICES_MAX);
+    }
+    return STATUS_OK;
+}
+
+// What a job is planned to cost (fairness) and how much of a worker it takes (credit).
+static void plan_cost(const luna_Header *header, struct job_entry *entry)
+{
+    uint64_t pixels = 0;
+    uint64_t text_bytes = 0;
+    for (uint32_t i = 0; i < header->tensors_count; i++) {
+        const luna_Tensor *tensor = &header->tensors[i];
+        if (tensor->room) continue;
+        if (header->operation == luna_Operation_ENCODE_IMAGE && tensor->dims_count == 4) {
+            pixels += tensor->dims[0] * tensor->dims[1] * tensor->dims[2];
+        } else if (header->operation == luna_Operation_DECODE_LATENT && tensor->dims_count >= 3) {
+            uint64_t latents =
+                tensor->dims[tensor->dims_count - 1] * tensor->dims[tensor->dims_count - 2];
+            pixels += latents * 64u * (tensor->dims_count == 4 ? tensor->dims[0] : 1);
+        } else {
+            text_bytes += 75u + tensor->bytes;
+        }
+    }
+    // An image of 512 x 512 costs 64; a row of 77 tokens (some 300 bytes of text, for two encoders)
+    // costs 2.
+    uint64_t rows = 2 * (1 + text_bytes / 300u);
+    bool is_image = pixels > 0;
+    uint64_t cost = is_image ? 1 + pixels / 4096u : rows;
+    entry->cost = cost > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)cost;
+    entry->credit = is_image ? 1 : rows > 64 ? 64 : (uint32_t)rows;
+}
+
+static uint32_t flow_of(const struct router *self, uint32_t user, const struct route *route)
+{
+    if (!self->users[user].shared) return user;
+    uint32_t hash = 2166136261u;  // FNV-1a
+    for (uint32_t i = 0; i < route->length; i++) hash = (hash ^ route->connection[i]) * 16777619u;
+    return JOB_USERS_MAX + hash % (JOB_FLOWS_MAX - JOB_USERS_MAX);
+}
+
+static enum status check_room(struct router *self, uint32_t service, uint64_t bytes,
+                              struct error *error)
+{
+    const struct service *entry = &self->services[service];
+    uint64_t each_ms = entry->execute_ns_mean / 1000000u;
+    uint64_t wait_ms = each_ms * job_queue_depth(self->queue, service) / 2;
+    uint32_t retry_ms = wait_ms < 20 ? 20 : wait_ms > 5000 ? 5000 : (uint32_t)wait_ms;
+    if (self->waiting >= self->config->limits.queue_requests_max) {
+        error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u requests are waiting, the limit is %u",
+                  self->waiting, self->config->limits.queue_requests_max);
+        error->retry_after_ms = retry_ms;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    if (self->waiting_bytes + bytes > self->config->limits.queue_bytes_max) {
+        error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                  "waiting requests hold %lu bytes, %lu more exceed the limit of %lu",
+                  (unsigned long)self->waiting_bytes, (unsigned long)bytes,
+                  (unsigned long)self->config->limits.queue_bytes_max);
+        error->retry_after_ms = retry_ms;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    return STATUS_OK;
+}
+
+static uint64_t request_digest(const struct request *request)
+{
+    const luna_Header *header = &request->header;
+    uint64_t seed = (uint64_t)header->operation;
+    for (uint32_t i = 0; header->model[i] != '\0'; i++)
+        seed = seed * 1099511628211u + (uint8_t)header->model[i];
+    for (uint32_t i = 0; i < header->tensors_count; i++) {
+        const luna_Tensor *tensor = &header->tensors[i];
+        seed = seed * 1099511628211u + tensor->bytes;
+        seed = seed * 1099511628211u + (uint64_t)tensor->dtype;
+        for (uint32_t dim = 0; dim < tensor->dims_count; dim++)
+            seed = seed * 1099511628211u + tensor->dims[dim];
+    }
+    return message_digest(request->message, request->first + 1, seed);
+}
+
+// A request whose id is known: the same request again is answered once, another one is refused.
+// Returns true when the message needs nothing more.
+static bool handle_repeat(struct router *self, struct request *request, uint64_t digest)
+{
+    struct error error;
+    struct job *job = job_table_find(self->jobs, request->user, request->header.id.bytes);
+    uint64_t known = 0;
+    struct message cached;
+    message_init(&cached);
+    if (job != NULL) {
+        known = job->digest;
+        if (known == digest) job->route = request->route;
+    } else if (reply_cache_get(self->replies, request->user, request->header.id.bytes,
+                               router_now(self), &known, &cached)) {
+        if (known == digest) router_send(self, &request->route, &cached);
+    } else {
+        message_clear(&cached);
+        return false;
+    }
+    message_clear(&cached);
+    if (known != digest) {
+        error_set(&error, STATUS_INVALID_ARGUMENT, "this id was used for another request");
+        router_refuse(self, request, &error);
+    }
+    return true;
+}
+
+static void count_input(struct job *job, const luna_Header *header)
+{
+    for (uint32_t i = 0; i < header->tensors_count; i++) {
+        const luna_Tensor *tensor = &header->tensors[i];
+        if (tensor->room) continue;
+        if (tensor->where == luna_Where_SHARED)
+            job->input_shared_bytes += tensor->bytes;
+        else
+            job->input_frame_bytes += tensor->bytes;
+    }
+}
+
+// Makes the job; the message's frames from the header on move into it.
+static struct job *add_job(struct router *self, struct request *request, uint64_t digest)
+{
+    struct job *job = job_table_add(self->jobs, request->user, request->header.id.bytes);
+    if (job == NULL) return NULL;
+    job->digest = digest;
+    job->operation = (uint32_t)request->header.operation;
+    job->route = request->route;
+    job->want_progress = request->header.want_progress;
+    job->admin = self->users[request->user].admin;
+    job->arrived_ns = router_now(self);
+    job->deadline_ns = job->arrived_ns + (uint64_t)request->header.timeout_ms * 1000000u;
+    job->entry.service = JOB_SERVICES_MAX;
+    for (uint32_t i = 0; i < request->first; i++) message_drop_first(request->message);
+    message_move(&job->frames, request->message);
+    job->bytes = message_bytes(&job->frames);
+    self->users[request->user].jobs += 1;
+    self->counts_changed = true;
+    return job;
+}
+
+static void pin_leases(struct router *self, struct job *job, const luna_Header *header)
+{
+    for (uint32_t i = 0; i < header->tensors_count; i++) {
+        const luna_Tensor *tensor = &header->tensors[i];
+        if (tensor->where != luna_Where_SHARED) continue;
+        luna_Letter letter = {.which_letter = luna_Letter_pin_lease_tag};
+        luna_PinLease *pin = &letter.letter.pin_lease;
+        pin->user = self->users[job->user].uid;
+        pin->shared = tensor->shared;
+        pin->bytes = tensor->bytes;
+        pin->job = job->number;
+        job->pinned = true;
+        job->pins_pending += 1;
+        if (router_post(self, ROUTER_LEASES, &letter, NULL) != STATUS_OK) {
+            struct error error;
+            error_set(&error, STATUS_INTERNAL, "the lease manager's queue is full");
+            router_fail(self, job, &error);
+            return;
+        }
+    }
+}
+
+void router_on_leases(void *state)
+{
+    struct router *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->sockets[ROUTER_LEASES]) != STATUS_OK) return;
+        bool is_answer =
+            post_read(&message, &letter) && letter.which_letter == luna_Letter_pin_answer_tag;
+        message_clear(&message);
+        if (!is_answer) continue;
+        const luna_PinAnswer *answer = &letter.letter.pin_answer;
+        struct job *job = job_table_find_number(self->jobs, answer->job);
+        if (job == NULL || job->state != JOB_PINNING) continue;
+        if (answer->code != luna_Code_OK) {
+            struct error error;
+            error_set(&error, (enum status)answer->code, "%s", answer->message);
+            router_fail(self, job, &error);
+            continue;
+        }
+        assert(job->pins_pending > 0);
+        job->pins_pending -= 1;
+        if (job->pins_pending > 0) continue;
+        self->waiting -= 1;
+        self->waiting_bytes -= job->bytes;
+        router_enqueue(self, job);
+    }
+}
+
+void router_enqueue(struct router *self, struct job *job)
+{
+    job->state = JOB_WAITING;
+    self->waiting += 1;
+    self->waiting_bytes += job->bytes;
+    if (job->alone) self->alone_waiting += 1;
+    job_queue_push(self->queue, &job->entry, router_now(self));
+    router_dispatch(self, job->entry.service);
+    router_tell_demand(self, job->entry.service, false);
+}
+
+void router_submit(struct router *self, struct request *request)
+{
+    struct error error = {.status = STATUS_OK};
+    uint32_t service = JOB_SERVICES_MAX;
+    uint64_t digest = request_digest(request);
+    if (handle_repeat(self, request, digest)) return;
+    if (self->draining) {
+        error_set(&error, STATUS_UNAVAILABLE, "the daemon is draining");
+        error.retry_after_ms = 1000;
+    }
+    if (error.status == STATUS_OK) resolve_service(self, &request->header, &service, &error);
+    if (error.status == STATUS_OK)
+        check_room(self, service, message_bytes(request->message), &error);
+    struct job *job = error.status == STATUS_OK ? add_job(self, request, digest) : NULL;
+    if (job == NULL) {
+        if (error.status == STATUS_OK)
+            error_set(&error, STATUS_RESOURCE_EXHAUSTED, "the job table is full");
+        router_event(self, "request.failed", NULL, &error, 0);
+        router_refuse(self, request, &error);
+        return;
+    }
+    job->entry.service = service;
+    job->entry.user = job->user;
+    job->entry.flow = flow_of(self, job->user, &job->route);
+    job->entry.priority = request->header.priority;
+    plan_cost(&request->header, &job->entry);
+    count_input(job, &request->header);
+    self->services[service].requests_total += 1;
+    if (job->input_shared_bytes == 0) {
+        router_enqueue(self, job);
+        return;
+    }
+    job->state = JOB_PINNING;
+    self->waiting += 1;
+    self->waiting_bytes += job->bytes;
+    pin_leases(self, job, &request->header);
+}
+
+void router_ask(struct router *self, struct request *request, enum router_socket to)
+{
+    struct error error;
+    if (job_table_find(self->jobs, request->user, request->header.id.bytes) != NULL) {
+        error_set(&error, STATUS_INVALID_ARGUMENT,
+                  "this id is in use by a request that is not answered yet");
+        router_refuse(self, request, &error);
+        return;
+    }
+    struct job *job = add_job(self, request, 0);
+    if (job == NULL) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "the job table is full");
+        error.retry_after_ms = 100;
+        router_refuse(self, request, &error);
+        return;
+    }
+    job->state = JOB_ASKED;
+    luna_Letter letter = {.which_letter = luna_Letter_ask_tag};
+    letter.letter.ask.job = job->number;
+    letter.letter.ask.admin = job->admin;
+    if (router_post(self, to, &letter, &job->frames) != STATUS_OK) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "too many requests of this kind are waiting");
+        error.retry_after_ms = 100;
+        router_fail(self, job, &error);
+    }
+}

@@ -1,0 +1,178 @@
+// router_state.h - the router's private state, shared by its four files and nobody else.
+//
+//     router.c          the actor: creation, timer, letters of the core's other actors
+//     router_clients.c  requests in, answers out
+//     router_jobs.c     a job's way from arrival to its one answer
+//     router_workers.c  workers: ready, heartbeat, dispatch, result, death
+
+#ifndef ACTORS_ROUTER_STATE_H
+#define ACTORS_ROUTER_STATE_H
+
+#include "actors/job_table.h"
+#include "actors/reply_cache.h"
+#include "actors/topology.h"
+#include "messages/codec.h"
+#include "runtime/actor.h"
+
+#define ROUTER_MODELS_MAX 64u
+#define ROUTER_WORKERS_MAX 64u
+#define ROUTER_FLIGHTS_MAX 64u
+
+// Times, in milliseconds. A worker beats every 250; four missed beats are a death (spec:
+// runtime 2.3).
+#define ROUTER_HEARTBEAT_LOST_MS 1500u
+#define ROUTER_STUCK_MS 15000u
+#define ROUTER_TICK_BUSY_MS 20u
+#define ROUTER_TICK_IDLE_MS 250u
+
+// The sockets that the router reads.
+enum router_socket {
+    ROUTER_CLIENTS,  // ROUTER: requests
+    ROUTER_DATA,     // ROUTER: workers' jobs and results
+    ROUTER_CONTROL,  // ROUTER: workers' heartbeats
+    ROUTER_CORE,     // PAIR, as those that follow
+    ROUTER_SCALER,
+    ROUTER_REGISTRY,
+    ROUTER_LEASES,
+    ROUTER_MONITOR,
+    ROUTER_SOCKETS
+};
+
+// Who asks, as auth names it in the connection's metadata.
+struct user {
+    char name[64];     // "uid:1000", "tcp"; "" for a free entry
+    uint32_t uid;      // UINT32_MAX when it is none
+    bool admin;        // role
+    bool shared;       // many people behind one name: fair between its connections
+    uint32_t jobs;     // that it has
+    uint64_t seen_ns;  // when it asked last
+};
+
+// One operation group of one model.
+struct service {
+    luna_Group group;          // GROUP_NONE for a free entry
+    char model[64];            // name
+    uint64_t requests_total;   // that were accepted
+    uint32_t running;          // given to workers
+    uint64_t execute_ns_mean;  // of recent jobs, exponentially weighted
+    uint64_t
+        needs_bytes;  // largest arena that a job was refused for; 0 when none is waiting for it
+    uint64_t held_until_ns;  // jobs that came back for want of memory wait until then
+    uint32_t depth_sent;     // what the scaler was told last
+    uint64_t told_ns;        // when
+};
+
+// A job that a worker holds, whatever became of the client.
+struct flight {
+    uint64_t job;     // number; 0 for a free entry
+    uint32_t credit;  // that comes back with its result
+};
+
+struct worker {
+    uint64_t id;                   // 0 for a free entry; executor epoch << 16 | number
+    uint32_t service;              // index
+    char device[32];               // name
+    uint32_t executor_pid;         // of its process
+    struct route control, data;    // connections; data.length 0 until its Hello
+    uint32_t credit, credit_free;  // in all, and now
+    bool draining;                 // gets nothing new
+    uint64_t heard_ns;             // its last letter
+    uint64_t progress;             // as its last heartbeat told it
+    uint64_t progress_ns;          // when that changed, or when it got work
+    uint64_t used_ns;              // last dispatch, for least recently used
+    uint32_t in_flight;            // entries of flights in use
+    struct flight flights[ROUTER_FLIGHTS_MAX];
+};
+
+struct router {
+    const struct actor_context *context;  // as actor.h gives it
+    const struct config *config;          // of the daemon
+    struct core_arguments arguments;      // as core.c gave them
+
+    void *sockets[ROUTER_SOCKETS];                // see enum router_socket
+    struct loop_socket *watches[ROUTER_SOCKETS];  // in the same order
+    void *events;                                 // PUSH, never read
+    struct loop_timer *tick;                      // deadlines, heartbeats, demand
+
+    struct job_table *jobs;
+    struct job_queue *queue;
+    struct reply_cache *replies;
+    struct user users[JOB_USERS_MAX];
+    struct service services[JOB_SERVICES_MAX];
+    struct worker workers[ROUTER_WORKERS_MAX];
+    luna_ModelNotice models[ROUTER_MODELS_MAX];
+    uint32_t models_count;
+
+    uint32_t waiting;           // jobs pinning or in the queue
+    uint64_t waiting_bytes;     // of their frames
+    uint32_t alone_waiting;     // jobs that must run alone and wait
+    bool draining;              // nothing new
+    bool drained_told;          // the core knows
+    uint32_t own_uid;           // of the daemon
+    uint64_t events_dropped;    // the monitor's queue was full
+    luna_RequestCounts counts;  // since start, and now
+    luna_TransportCounts transport;
+    bool counts_changed;  // the monitor does not know yet
+    uint64_t malformed;   // messages that had no id to answer to
+};
+
+// A request as it was received, before it is a job.
+struct request {
+    struct message *message;  // route, delimiter?, header, body, payloads
+    struct route route;       // where the answer goes
+    uint32_t first;           // index of the header's frame
+    luna_Header header;       // decoded and validated
+    bool has_id;              // header.id can be answered to
+    uint32_t user;            // index
+};
+
+uint64_t router_now(const struct router *self);
+// Posts a letter to another actor of the core; frames (may be NULL) are empty afterwards.
+enum status router_post(struct router *self, enum router_socket to, const luna_Letter *letter,
+                        struct message *frames);
+
+// router_clients.c
+void router_on_clients(void *state);
+// Answers a request that never became a job.
+void router_refuse(struct router *self, const struct request *request, const struct error *error);
+// Sends [route][header][body][payloads]; frames is empty afterwards, sent or not.
+void router_send(struct router *self, const struct route *route, struct message *frames);
+// Sends an answer made of a header and an encoded body (may be empty).
+void router_send_reply(struct router *self, const struct route *route, const luna_Header *header,
+                       struct bytes body);
+
+// router_jobs.c
+// Accepts a request for a worker or refuses it; consumes the message.
+void router_submit(struct router *self, struct request *request);
+// Hands a request to another actor of the core; consumes the message.
+void router_ask(struct router *self, struct request *request, enum router_socket to);
+// Ends a job with an error.
+void router_fail(struct router *self, struct job *job, const struct error *error);
+// Ends a job with the frames of its answer (header, body, payloads), which are consumed.
+void router_finish(struct router *self, struct job *job, struct message *reply);
+// Puts a job behind in the queue, or back into it after its worker died.
+void router_enqueue(struct router *self, struct job *job);
+// Cancels one; false when there is no such job.
+bool router_cancel(struct router *self, uint32_t user, const uint8_t id[JOB_ID_BYTES]);
+void router_on_leases(void *state);
+void router_expire(struct router *self);
+const char *operation_name(uint32_t operation);
+void router_event(struct router *self, const char *topic, const struct job *job,
+                  const struct error *error, uint32_t execute_ms);
+
+// router_workers.c
+void router_on_control(void *state);
+void router_on_data(void *state);
+void router_dispatch(struct router *self, uint32_t service);
+void router_dispatch_all(struct router *self);
+// Takes a job from the worker that runs it, for good: the worker is told to stop.
+void router_recall(struct router *self, struct job *job);
+void router_check_workers(struct router *self);
+// Every worker of an executor is dead.
+void router_device_down(struct router *self, uint64_t epoch);
+// The index of a service; makes it when create is set. JOB_SERVICES_MAX when there is none (left).
+uint32_t router_service(struct router *self, luna_Group group, const char *model, bool create);
+// Tells the scaler what waits.
+void router_tell_demand(struct router *self, uint32_t service, bool always);
+
+#endif  // ACTORS_ROUTER_STATE_H

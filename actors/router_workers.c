@@ -1,0 +1,545 @@
+// router_workers.c - what the router knows of workers, and how jobs get to them and come back.
+//
+// A worker holds at most its credit. When one dies with several jobs in hand, nobody knows which of
+// them killed it: they come back to the head of the queue uncharged and run one at a time, with
+// nothing else on any executor; a job that dies alone is charged an attempt, and the second is its
+// last.
+
+#include "actors/router_state.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "actors/post.h"
+
+#define ATTEMPTS_MAX 2u
+
+// ---- services
+
+uint32_t router_service(struct router *self, luna_Group group, const char *model, bool create)
+{
+    uint32_t free_index = JOB_SERVICES_MAX;
+    for (uint32_t i = 0; i < JOB_SERVICES_MAX; i++) {
+        const struct service *service = &self->services[i];
+        if (service->group == group && strcmp(service->model, model) == 0) return i;
+        if (service->group == luna_Group_GROUP_NONE && free_index == JOB_SERVICES_MAX)
+            free_index = i;
+    }
+    if (!create || free_index == JOB_SERVICES_MAX) return JOB_SERVICES_MAX;
+    struct service *service = &self->services[free_index];
+    *service = (struct service){.group = group};
+    strncpy(service->model, model, sizeof service->model - 1);
+    return free_index;
+}
+
+void router_tell_demand(struct router *self, uint32_t index, bool always)
+{
+    assert(index < JOB_SERVICES_MAX);
+    struct service *service = &self->services[index];
+    uint64_t now = router_now(self);
+    uint32_t depth = job_queue_depth(self->queue, index);
+    bool changed = (depth == 0) != (service->depth_sent == 0);
+    bool due = now - service->told_ns >= UINT64_C(100000000) &&
+               (depth > 0 || service->depth_sent > 0 || service->running > 0);
+    if (!always && !changed && !due) return;
+
+    luna_Letter letter = {.which_letter = luna_Letter_demand_tag};
+    luna_Demand *demand = &letter.letter.demand;
+    demand->has_service = true;
+    demand->service.group = service->group;
+    memcpy(demand->service.model, service->model, sizeof demand->service.model);
+    demand->depth = depth;
+    uint64_t oldest = job_queue_oldest_ns(self->queue, index);
+    demand->age_ms = oldest == 0 ? 0 : (uint32_t)((now - oldest) / 1000000u);
+    demand->running = service->running;
+    demand->needs_bytes = depth > 0 ? service->needs_bytes : 0;
+    demand->requests_total = service->requests_total;
+    if (router_post(self, ROUTER_SCALER, &letter, NULL) != STATUS_OK) return;
+    service->depth_sent = depth;
+    service->told_ns = now;
+}
+
+// ---- the table of workers
+
+static struct worker *find_worker(struct router *self, uint64_t id)
+{
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX && id != 0; i++) {
+        if (self->workers[i].id == id) return &self->workers[i];
+    }
+    return NULL;
+}
+
+static struct bytes route_bytes(const struct route *route)
+{
+    return (struct bytes){.data = route->connection, .size = route->length};
+}
+
+static struct route route_of(struct bytes connection)
+{
+    struct route route = {.length = 0};
+    if (connection.size <= ROUTE_BYTES_MAX) {
+        route.length = (uint8_t)connection.size;
+        memcpy(route.connection, connection.data, connection.size);
+    }
+    return route;
+}
+
+static void send_control(struct router *self, const struct route *route, const luna_Letter *letter)
+{
+    post_letter_to(self->sockets[ROUTER_CONTROL], route_bytes(route), letter, NULL);
+    loop_socket_touch(self->watches[ROUTER_CONTROL]);
+}
+
+static struct flight *find_flight(struct worker *worker, uint64_t job)
+{
+    for (uint32_t i = 0; i < ROUTER_FLIGHTS_MAX; i++) {
+        if (worker->flights[i].job == job) return &worker->flights[i];
+    }
+    return NULL;
+}
+
+static void end_flight(struct worker *worker, struct flight *flight)
+{
+    assert(worker->in_flight > 0);
+    worker->in_flight -= 1;
+    worker->credit_free += flight->credit;
+    assert(worker->credit_free <= worker->credit);
+    flight->job = 0;
+}
+
+// ---- dispatch
+
+static uint32_t jobs_in_flight(const struct router *self)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
+        if (self->workers[i].id != 0) count += self->workers[i].in_flight;
+    }
+    return count;
+}
+
+// The worker that should take the entry: free credit, least in flight, then least recently used.
+static struct worker *choose_worker(struct router *self, const struct job_entry *entry)
+{
+    struct worker *best = NULL;
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
+        struct worker *worker = &self->workers[i];
+        if (worker->id == 0 || worker->service != entry->service || worker->draining) continue;
+        if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) continue;
+        bool fits = worker->credit_free >= entry->credit || worker->credit_free == worker->credit;
+        if (!fits) continue;
+        if (best == NULL || worker->in_flight < best->in_flight ||
+            (worker->in_flight == best->in_flight && worker->used_ns < best->used_ns)) {
+            best = worker;
+        }
+    }
+    return best;
+}
+
+static bool give(struct router *self, struct job *job, struct worker *worker)
+{
+    uint64_t now = router_now(self);
+    luna_Letter letter = {.which_letter = luna_Letter_job_tag};
+    letter.letter.job.job = job->number;
+    letter.letter.job.attempt = job->attempts;
+    letter.letter.job.timeout_ms =
+        job->deadline_ns > now ? (uint32_t)((job->deadline_ns - now) / 1000000u) : 0;
+    letter.letter.job.queue_ms = (uint32_t)((now - job->arrived_ns) / 1000000u);
+    letter.letter.job.user = self->users[job->user].uid;
+    struct message frames;
+    message_init(&frames);
+    for (uint32_t i = 0; i < job->frames.count; i++) {
+        if (message_append_shared(&frames, &job->frames, i) != STATUS_OK) {
+            message_clear(&frames);
+            return false;
+        }
+    }
+    enum status status =
+        post_letter_to(self->sockets[ROUTER_DATA], route_bytes(&worker->data), &letter, &frames);
+    loop_socket_touch(self->watches[ROUTER_DATA]);
+    if (status != STATUS_OK) {
+        log_event(self->context->log, LOG_WARNING, "dispatch.failed", "worker=%lu status=%s",
+                  (unsigned long)worker->id, status_name(status));
+        return false;
+    }
+    struct flight *flight = find_flight(worker, 0);
+    assert(flight != NULL);
+    flight->job = job->number;
+    flight->credit =
+        job->entry.credit < worker->credit_free ? job->entry.credit : worker->credit_free;
+    worker->credit_free -= flight->credit;
+    if (worker->in_flight == 0) worker->progress_ns = now;
+    worker->in_flight += 1;
+    worker->used_ns = now;
+
+    job->state = JOB_RUNNING;
+    job->worker = worker->id;
+    job->started_ns = now;
+    self->waiting -= 1;
+    self->waiting_bytes -= job->bytes;
+    if (job->alone) self->alone_waiting -= 1;
+    self->services[worker->service].running += 1;
+    self->counts.running += 1;
+    self->counts_changed = true;
+    return true;
+}
+
+void router_dispatch(struct router *self, uint32_t service)
+{
+    assert(service < JOB_SERVICES_MAX);
+    uint64_t now = router_now(self);
+    if (now < self->services[service].held_until_ns) return;
+    for (;;) {
+        struct job_entry *entry = job_queue_peek(self->queue, service, now);
+        if (entry == NULL) return;
+        struct job *job = (struct job *)entry;
+        // While suspects wait or run, one job at a time is out.
+        bool careful = self->alone_waiting > 0 || self->quarantined != 0;
+        if (careful && (!job->alone || jobs_in_flight(self) > 0)) return;
+        struct worker *worker = choose_worker(self, entry);
+        if (worker == NULL) return;
+        job_queue_take(self->queue, entry);
+        if (!give(self, job, worker)) {
+            entry->returned = true;
+            job_queue_push(self->queue, entry, now);
+            return;
+        }
+        if (job->alone) self->quarantined = job->number;
+    }
+}
+
+void router_dispatch_all(struct router *self)
+{
+    for (uint32_t i = 0; i < JOB_SERVICES_MAX; i++) {
+        if (self->services[i].group != luna_Group_GROUP_NONE &&
+            job_queue_depth(self->queue, i) > 0) {
+            router_dispatch(self, i);
+        }
+    }
+}
+
+// The books of a job that is no longer with its worker.
+static void leave_worker(struct router *self, struct job *job, uint32_t service)
+{
+    assert(self->counts.running > 0);
+    assert(self->services[service].running > 0);
+    self->counts.running -= 1;
+    self->services[service].running -= 1;
+    if (self->quarantined == job->number) self->quarantined = 0;
+}
+
+void router_recall(struct router *self, struct job *job)
+{
+    assert(job->state == JOB_RUNNING);
+    struct worker *worker = find_worker(self, job->worker);
+    assert(worker != NULL);
+    luna_Letter letter = {.which_letter = luna_Letter_cancel_job_tag};
+    letter.letter.cancel_job.job = job->number;
+    send_control(self, &worker->control, &letter);
+    leave_worker(self, job, worker->service);
+    // The flight stays: its credit comes back with the worker's result.
+}
+
+static void put_back(struct router *self, struct job *job)
+{
+    job->entry.returned = true;
+    job->worker = 0;
+    job->state = JOB_WAITING;
+    self->waiting += 1;
+    self->waiting_bytes += job->bytes;
+    if (job->alone) self->alone_waiting += 1;
+    job_queue_push(self->queue, &job->entry, router_now(self));
+}
+
+// ---- death
+
+static void forget_worker(struct router *self, struct worker *worker, const char *why)
+{
+    log_event(self->context->log, LOG_INFO, "worker.gone",
+              "worker=%lu device=%s in_flight=%u why=%s", (unsigned long)worker->id, worker->device,
+              worker->in_flight, why);
+    for (uint32_t i = 0; i < ROUTER_FLIGHTS_MAX; i++) {
+        if (worker->flights[i].job == 0) continue;
+        struct job *job = job_table_find_number(self->jobs, worker->flights[i].job);
+        if (job == NULL || job->state != JOB_RUNNING || job->worker != worker->id) continue;
+        leave_worker(self, job, worker->service);
+        put_back(self, job);
+    }
+    memset(worker, 0, sizeof *worker);
+}
+
+// Marks what an executor had in hand when it died.
+static void suspect_jobs(struct router *self, uint64_t epoch)
+{
+    uint32_t count = 0;
+    struct job *last = NULL;
+    for (struct job *job = job_table_first(self->jobs); job != NULL; job = job->next) {
+        if (job->state != JOB_RUNNING || job->worker >> 16 != epoch) continue;
+        count += 1;
+        last = job;
+    }
+    if (count == 1) last->attempts += 1;
+    for (struct job *job = job_table_first(self->jobs); job != NULL && count > 0; job = job->next) {
+        if (job->state == JOB_RUNNING && job->worker >> 16 == epoch) job->alone = true;
+    }
+}
+
+static void fail_worn_out(struct router *self)
+{
+    struct job *next = NULL;
+    for (struct job *job = job_table_first(self->jobs); job != NULL; job = next) {
+        next = job->next;
+        if (job->attempts < ATTEMPTS_MAX || job->state != JOB_WAITING) continue;
+        struct error error;
+        error_set(&error, STATUS_INTERNAL,
+                  "the executor died %u times while it ran this request alone", job->attempts);
+        router_fail(self, job, &error);
+    }
+}
+
+void router_device_down(struct router *self, uint64_t epoch)
+{
+    suspect_jobs(self, epoch);
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
+        struct worker *worker = &self->workers[i];
+        if (worker->id != 0 && worker->id >> 16 == epoch)
+            forget_worker(self, worker, "its executor died");
+    }
+    fail_worn_out(self);
+    router_dispatch_all(self);
+}
+
+// A hung executor ends by the same path as a dead one: it is killed, and its supervisor tells.
+static void kill_executor(struct router *self, const struct worker *worker, const char *reason)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_kill_child_tag};
+    letter.letter.kill_child.pid = worker->executor_pid;
+    strncpy(letter.letter.kill_child.reason, reason, sizeof letter.letter.kill_child.reason - 1);
+    router_post(self, ROUTER_CORE, &letter, NULL);
+    log_event(self->context->log, LOG_ERROR, "executor.hung", "pid=%u worker=%lu why=%s",
+              worker->executor_pid, (unsigned long)worker->id, reason);
+}
+
+void router_check_workers(struct router *self)
+{
+    uint64_t now = router_now(self);
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
+        struct worker *worker = &self->workers[i];
+        if (worker->id == 0) continue;
+        bool silent = now - worker->heard_ns > ROUTER_HEARTBEAT_LOST_MS * UINT64_C(1000000);
+        bool stuck = worker->in_flight > 0 &&
+                     now - worker->progress_ns > ROUTER_STUCK_MS * UINT64_C(1000000);
+        if (!silent && !stuck) continue;
+        uint64_t epoch = worker->id >> 16;
+        kill_executor(self, worker, silent ? "no heartbeat" : "no progress");
+        router_device_down(self, epoch);
+    }
+}
+
+// ---- letters on the control socket
+
+static void on_ready(struct router *self, struct bytes connection, const luna_Ready *ready)
+{
+    struct worker *worker = find_worker(self, ready->worker);
+    for (uint32_t i = 0; worker == NULL && i < ROUTER_WORKERS_MAX; i++) {
+        if (self->workers[i].id == 0) worker = &self->workers[i];
+    }
+    uint32_t service = router_service(self, ready->service.group, ready->service.model, true);
+    if (worker == NULL || service == JOB_SERVICES_MAX || ready->credit == 0) {
+        log_event(self->context->log, LOG_ERROR, "worker.refused", "worker=%lu",
+                  (unsigned long)ready->worker);
+        return;
+    }
+    bool known = worker->id == ready->worker;
+    worker->id = ready->worker;
+    worker->service = service;
+    memcpy(worker->device, ready->device, sizeof worker->device);
+    worker->executor_pid = ready->executor_pid;
+    worker->control = route_of(connection);
+    worker->heard_ns = router_now(self);
+    if (!known) {
+        worker->credit = ready->credit;
+        worker->credit_free = ready->credit;
+        worker->progress_ns = worker->heard_ns;
+    }
+    // The worker answers on its data socket, so that both connections are known to be one worker's.
+    luna_Letter hello = {.which_letter = luna_Letter_hello_tag};
+    hello.letter.hello.worker = ready->worker;
+    send_control(self, &worker->control, &hello);
+}
+
+static void on_control_letter(struct router *self, struct bytes connection,
+                              const luna_Letter *letter)
+{
+    uint64_t id = 0;
+    switch (letter->which_letter) {
+    case luna_Letter_ready_tag:
+        on_ready(self, connection, &letter->letter.ready);
+        return;
+    case luna_Letter_heartbeat_tag:
+        id = letter->letter.heartbeat.worker;
+        break;
+    case luna_Letter_goodbye_tag:
+        id = letter->letter.goodbye.worker;
+        break;
+    default:
+        return;
+    }
+    struct worker *worker = find_worker(self, id);
+    if (worker == NULL) {
+        if (letter->which_letter == luna_Letter_goodbye_tag) return;
+        const struct route route = route_of(connection);
+        const luna_Letter who = {.which_letter = luna_Letter_who_tag};
+        send_control(self, &route, &who);
+        return;
+    }
+    worker->heard_ns = router_now(self);
+    if (letter->which_letter == luna_Letter_goodbye_tag) {
+        uint32_t service = worker->service;
+        forget_worker(self, worker, "it retired");
+        router_dispatch(self, service);
+        return;
+    }
+    if (letter->letter.heartbeat.progress != worker->progress || worker->in_flight == 0) {
+        worker->progress = letter->letter.heartbeat.progress;
+        worker->progress_ns = worker->heard_ns;
+    }
+}
+
+void router_on_control(void *state)
+{
+    struct router *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->sockets[ROUTER_CONTROL]) != STATUS_OK) return;
+        const struct route route = route_of(message_frame(&message, 0));
+        message_drop_first(&message);
+        if (route.length > 0 && post_read(&message, &letter)) {
+            on_control_letter(self, route_bytes(&route), &letter);
+        }
+        message_clear(&message);
+    }
+}
+
+// ---- letters on the data socket
+
+static void on_progress(struct router *self, const luna_JobProgress *progress)
+{
+    struct job *job = job_table_find_number(self->jobs, progress->job);
+    if (job == NULL || job->state != JOB_RUNNING || !job->want_progress || job->route.delimiter)
+        return;
+    luna_Header header = luna_Header_init_zero;
+    luna_Header asked = luna_Header_init_zero;
+    asked.id.size = JOB_ID_BYTES;
+    memcpy(asked.id.bytes, job->id, JOB_ID_BYTES);
+    asked.operation = (luna_Operation)job->operation;
+    codec_start_reply(&asked, &header);
+    header.kind = luna_Kind_PROGRESS;
+    header.progress_done = progress->done;
+    header.progress_total = progress->total;
+    router_send_reply(self, &job->route, &header, (struct bytes){.data = NULL, .size = 0});
+}
+
+static void learn_times(struct service *service, uint32_t execute_ms)
+{
+    uint64_t ns = (uint64_t)execute_ms * 1000000u;
+    service->execute_ns_mean =
+        service->execute_ns_mean == 0
+            ? ns
+            : service->execute_ns_mean - service->execute_ns_mean / 8 + ns / 8;
+}
+
+// The worker lacks memory for this job just now: it goes back, and the scaler hears how much is
+// missing.
+static void hold_for_memory(struct router *self, struct job *job, uint32_t service,
+                            uint64_t needs_bytes)
+{
+    if (needs_bytes > self->services[service].needs_bytes)
+        self->services[service].needs_bytes = needs_bytes;
+    self->services[service].held_until_ns = router_now(self) + UINT64_C(200000000);
+    put_back(self, job);
+    router_tell_demand(self, service, true);
+}
+
+static void on_result(struct router *self, const luna_Result *result, struct message *frames)
+{
+    struct worker *worker = find_worker(self, result->worker);
+    if (worker == NULL) return;  // declared dead: its jobs were given out again
+    worker->heard_ns = router_now(self);
+    worker->progress_ns = worker->heard_ns;
+    uint32_t service = worker->service;
+    struct flight *flight = result->job != 0 ? find_flight(worker, result->job) : NULL;
+    if (flight != NULL) end_flight(worker, flight);
+
+    struct job *job = job_table_find_number(self->jobs, result->job);
+    if (job != NULL && job->state == JOB_RUNNING && job->worker == worker->id) {
+        leave_worker(self, job, service);
+        if (result->needs_bytes > 0) {
+            hold_for_memory(self, job, service, result->needs_bytes);
+            return;
+        }
+        job->state = JOB_ASKED;  // out of every queue and worker; only the answer is left
+        learn_times(&self->services[service], result->execute_ms);
+        self->services[service].needs_bytes = 0;
+        self->transport.frame_bytes += result->frame_bytes;
+        self->transport.shared_bytes += result->shared_bytes;
+        luna_Header header;
+        struct error error = {.status = STATUS_OK};
+        if (frames->count > 0 &&
+            codec_decode_header(message_frame(frames, 0), &header, NULL) == STATUS_OK) {
+            codec_get_error(&header, &error);
+        }
+        if (error.status != STATUS_OK)
+            self->counts.failed += 1;
+        else
+            reply_cache_put(self->replies, job->user, job->id, job->digest, frames,
+                            router_now(self));
+        router_event(self, error.status == STATUS_OK ? "request.done" : "request.failed", job,
+                     error.status == STATUS_OK ? NULL : &error, result->execute_ms);
+        router_finish(self, job, frames);
+    }
+    if (self->alone_waiting > 0 || self->quarantined == 0)
+        router_dispatch_all(self);
+    else
+        router_dispatch(self, service);
+}
+
+static void on_data_letter(struct router *self, const struct route *route,
+                           const luna_Letter *letter, struct message *frames)
+{
+    struct worker *worker = NULL;
+    switch (letter->which_letter) {
+    case luna_Letter_hello_tag:
+        worker = find_worker(self, letter->letter.hello.worker);
+        if (worker == NULL) return;  // died in between
+        worker->data = *route;
+        router_dispatch(self, worker->service);
+        return;
+    case luna_Letter_progress_tag:
+        on_progress(self, &letter->letter.progress);
+        return;
+    case luna_Letter_result_tag:
+        on_result(self, &letter->letter.result, frames);
+        return;
+    default:
+        return;
+    }
+}
+
+void router_on_data(void *state)
+{
+    struct router *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->sockets[ROUTER_DATA]) != STATUS_OK) return;
+        const struct route route = route_of(message_frame(&message, 0));
+        message_drop_first(&message);
+        if (route.length > 0 && post_read(&message, &letter))
+            on_data_letter(self, &route, &letter, &message);
+        message_clear(&message);
+    }
+}
