@@ -36,6 +36,10 @@ enum edge {
     EDGE_COUNT
 };
 
+// Domains that auth tells apart.
+#define SOCKET_DOMAIN_CLIENTS "clients"  // whoever is allowed to ask
+#define SOCKET_DOMAIN_WORKERS "workers"  // the daemon's own processes
+
 // One end of an edge.
 struct edge_end {
     const char *name;       // of the edge, in messages
@@ -43,7 +47,7 @@ struct edge_end {
     bool binds;             // false: connects
     uint32_t messages_max;  // that wait in each direction for each peer (on inproc: each end's sum)
     uint64_t frame_bytes_max;  // of a frame that comes in, where there is a transport; 0: of limits
-    bool is_public;            // clients reach it: needs ZAP, handshake limit, heartbeats
+    const char *zap_domain;    // whom auth asks about who connects; NULL: nobody can from outside
     uint32_t linger_ms;        // that a close waits for what is not sent yet
     const char *senders;       // who sends what bounds messages_max
 };

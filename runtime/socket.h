@@ -16,9 +16,6 @@
 // Bytes of the longest endpoint, its NUL included; an ipc path has at most 107.
 #define SOCKET_ENDPOINT_BYTES 320u
 
-// Of the sockets that clients reach; auth answers for it.
-#define SOCKET_ZAP_DOMAIN "luna"
-
 // Creates the process's one ZeroMQ context: two I/O threads, no endless linger, sockets_max sockets
 // (0: the library's default).
 // Ownership: the caller ends it with socket_context_destroy.
