@@ -32,8 +32,8 @@
 #define LINGER_RESULTS_MS 200u  // the last results and goodbyes of a worker
 
 static const struct edge_end ends[EDGE_COUNT] = {
-    [EDGE_CLIENTS] = {"clients", ZMQ_ROUTER, true, CLIENT_MESSAGES_MAX, 0, NULL, LINGER_ANSWERS_MS,
-                      "clients: requests; router: answers, progress"},
+    [EDGE_CLIENTS] = {"clients", ZMQ_ROUTER, true, CLIENT_MESSAGES_MAX, 0, SOCKET_DOMAIN_CLIENTS,
+                      LINGER_ANSWERS_MS, "clients: requests; router: answers, progress"},
     [EDGE_PUBLISH] = {"publish", ZMQ_PUB, true, PUBLISH_MESSAGES_MAX, SUBSCRIPTION_BYTES_MAX,
                       SOCKET_DOMAIN_CLIENTS, 0, "monitor: events"},
     [EDGE_WORKER_DATA] = {"worker data", ZMQ_ROUTER, true, WORKER_MESSAGES_MAX, 0,
@@ -70,6 +70,10 @@ static const struct edge_end ends[EDGE_COUNT] = {
                               "registry: notices"},
     [EDGE_SCALER_CORE] = {"scaler-core", ZMQ_PAIR, true, CORE_MESSAGES_MAX, 0, NULL, 0,
                           "core: devices down"},
+    [EDGE_EXECUTOR] = {"executor", ZMQ_ROUTER, true, WORKER_MESSAGES_MAX, 0, false, 0,
+                       "executor: memory granted or not"},
+    [EDGE_EXECUTOR_PEER] = {"executor", ZMQ_DEALER, false, WORKER_MESSAGES_MAX, 0, false, 0,
+                            "worker: memory wanted, retired, broken"},
     [EDGE_LANE] = {"lane", ZMQ_PAIR, true, LANE_MESSAGES_MAX, 0, NULL, 0,
                    "actor: orders; thread: what is done"},
     [EDGE_EVENTS] = {"events", ZMQ_PUSH, false, EVENT_MESSAGES_MAX, 0, NULL, 0,

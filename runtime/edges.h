@@ -29,10 +29,12 @@ enum edge {
     EDGE_ROUTER_STORE,
     EDGE_REGISTRY_SCALER,
     EDGE_SCALER_CORE,
-    EDGE_LANE,         // an actor and a thread of its own that may take its time
-    EDGE_EVENTS,       // everybody, to the monitor
-    EDGE_EVENTS_SINK,  // monitor
-    EDGE_ZAP,          // auth, to libzmq itself
+    EDGE_EXECUTOR,       // executor: memory for its workers, in one process
+    EDGE_EXECUTOR_PEER,  // a worker
+    EDGE_LANE,           // an actor and a thread of its own that may take its time
+    EDGE_EVENTS,         // everybody, to the monitor
+    EDGE_EVENTS_SINK,    // monitor
+    EDGE_ZAP,            // auth, to libzmq itself
     EDGE_COUNT
 };
 
