@@ -1,0 +1,64 @@
+// device_table.c - a few entries, searched; device_table.h holds the contract.
+
+#include "actors/device_table.h"
+
+#include <assert.h>
+#include <string.h>
+
+struct bytes device_entry_connection(const struct device_entry *entry)
+{
+    assert(entry != NULL);
+    assert(entry->length > 0);
+    return (struct bytes){.data = entry->connection, .size = entry->length};
+}
+
+struct device_entry *device_table_find(struct device_table *self, struct bytes connection)
+{
+    assert(self != NULL);
+    for (uint32_t i = 0; i < self->count; i++) {
+        struct device_entry *entry = &self->entries[i];
+        if (entry->length == connection.size &&
+            memcmp(entry->connection, connection.data, entry->length) == 0) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+struct device_entry *device_table_find_name(struct device_table *self, const char *name)
+{
+    assert(self != NULL);
+    for (uint32_t i = 0; i < self->count; i++) {
+        if (strcmp(self->entries[i].report.name, name) == 0) return &self->entries[i];
+    }
+    return NULL;
+}
+
+bool device_table_report(struct device_table *self, struct bytes connection,
+                         const luna_DeviceReport *report)
+{
+    assert(self != NULL);
+    assert(report != NULL);
+    if (connection.size == 0 || connection.size > DEVICE_CONNECTION_BYTES_MAX) return false;
+    struct device_entry *entry = device_table_find_name(self, report->name);
+    if (entry == NULL) {
+        if (self->count == DEVICE_TABLE_MAX) return false;
+        entry = &self->entries[self->count];
+        entry->length = 0;
+        self->count += 1;
+    }
+    bool is_new = entry->length != connection.size ||
+                  memcmp(entry->connection, connection.data, connection.size) != 0;
+    memcpy(entry->connection, connection.data, connection.size);
+    entry->length = (uint8_t)connection.size;
+    entry->report = *report;
+    return is_new;
+}
+
+void device_table_remove(struct device_table *self, const char *name, uint64_t epoch)
+{
+    struct device_entry *entry = device_table_find_name(self, name);
+    if (entry == NULL || entry->report.epoch != epoch) return;
+    self->count -= 1;
+    *entry = self->entries[self->count];
+}

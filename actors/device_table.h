@@ -1,0 +1,43 @@
+// device_table.h - which executor is behind which connection: for the actors that executors report
+// to.
+
+#ifndef ACTORS_DEVICE_TABLE_H
+#define ACTORS_DEVICE_TABLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bytes.h"
+#include "messages/actors.pb.h"
+
+#define DEVICE_TABLE_MAX 8u
+#define DEVICE_CONNECTION_BYTES_MAX 32u  // of a name that a ROUTER socket gives; it gives 5
+
+struct device_entry {
+    uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];  // as the ROUTER socket named it
+    uint8_t length;                                   // of connection
+    luna_DeviceReport report;                         // its last
+};
+
+struct device_table {
+    uint32_t count;                                 // entries in use
+    struct device_entry entries[DEVICE_TABLE_MAX];  // one for each device that ever reported
+};
+
+// Takes a report in. A new executor of a known device takes the entry over.
+// Returns:   true when this executor was not known: it is to be asked Who. False also when the
+// table is full.
+bool device_table_report(struct device_table *self, struct bytes connection,
+                         const luna_DeviceReport *report);
+
+// The entry of a connection, and of a device's name; NULL when it is unknown.
+struct device_entry *device_table_find(struct device_table *self, struct bytes connection);
+struct device_entry *device_table_find_name(struct device_table *self, const char *name);
+
+// Forgets the device's executor, if it is still the one of that epoch.
+void device_table_remove(struct device_table *self, const char *name, uint64_t epoch);
+
+// The connection of an entry, borrowed.
+struct bytes device_entry_connection(const struct device_entry *entry);
+
+#endif  // ACTORS_DEVICE_TABLE_H
