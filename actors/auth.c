@@ -25,7 +25,6 @@ struct auth {
     const struct actor_context *context;  // as actor.h gives it
     void *zap;                            // REP
     struct loop_socket *watch;            // of zap
-    uint32_t own_uid;                     // of the daemon
     uint64_t refused;                     // connections
 };
 
@@ -64,7 +63,7 @@ static bool is_loopback(struct bytes address)
            (address.size >= 11 && memcmp(text, "::ffff:127.", 11) == 0);
 }
 
-static struct verdict judge(const struct auth *self, const struct message *request)
+static struct verdict judge(const struct message *request)
 {
     struct verdict verdict = {.code = "400", .text = "not allowed"};
     uint32_t uid = 0;
@@ -74,7 +73,7 @@ static struct verdict judge(const struct auth *self, const struct message *reque
         return verdict;
     }
     if (frame_is(request, 2, SOCKET_DOMAIN_WORKERS)) {
-        if (!local || uid != self->own_uid) return verdict;
+        if (!local || uid != (uint32_t)geteuid()) return verdict;
     } else if (!frame_is(request, 2, SOCKET_DOMAIN_CLIENTS)) {
         verdict.text = "unknown domain";
         return verdict;
@@ -95,7 +94,7 @@ static void answer(struct auth *self, struct message *request)
 {
     struct verdict verdict = {.code = "500", .text = "malformed request"};
     bool readable = request->count >= ZAP_FRAMES_MIN && frame_is(request, 0, "1.0");
-    if (readable) verdict = judge(self, request);
+    if (readable) verdict = judge(request);
     if (strcmp(verdict.code, "200") != 0) {
         self->refused += 1;
         log_event(self->context->log, LOG_WARNING, "connection.refused", "why=%s count=%lu",
@@ -151,7 +150,6 @@ static enum status auth_create(void **state, const struct actor_context *context
     struct auth *self = calloc(1, sizeof *self);
     if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for auth");
     self->context = context;
-    self->own_uid = (uint32_t)geteuid();
     enum status status = socket_open(&self->zap, context->zmq, EDGE_ZAP, error);
     if (status == STATUS_OK) status = socket_bind(self->zap, ZAP_ADDRESS, error);
     if (status == STATUS_OK) {

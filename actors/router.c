@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "actors/post.h"
+#include "runtime/socket.h"
 
 uint64_t router_now(const struct router *self)
 {
@@ -227,7 +228,7 @@ static enum status open_core_edges(struct router *self, struct error *error)
 
 static enum status open_workers(struct router *self, struct error *error)
 {
-    char endpoint[160];
+    char endpoint[SOCKET_ENDPOINT_BYTES];
     enum status status =
         socket_open(&self->sockets[ROUTER_DATA], self->context->zmq, EDGE_WORKER_DATA, error);
     if (status != STATUS_OK) return status;

@@ -158,12 +158,12 @@ static void answer_empty(struct router *self, const struct request *request)
 static void answer_cancel(struct router *self, const struct request *request,
                           const luna_Cancel *cancel)
 {
-    if (router_cancel(self, request->user, cancel->id)) {
+    if (router_cancel(self, request->user, cancel->id.bytes)) {
         answer_empty(self, request);
         return;
     }
     char id[2 * JOB_ID_BYTES + 1];
-    for (uint32_t i = 0; i < JOB_ID_BYTES; i++) snprintf(id + 2 * i, 3, "%02x", cancel->id[i]);
+    for (uint32_t i = 0; i < JOB_ID_BYTES; i++) snprintf(id + 2 * i, 3, "%02x", cancel->id.bytes[i]);
     struct error error;
     error_set(&error, STATUS_NOT_FOUND, "no request of yours with id %s is waiting or running", id);
     router_refuse(self, request, &error);

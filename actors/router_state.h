@@ -11,7 +11,7 @@
 #include "actors/job_table.h"
 #include "actors/reply_cache.h"
 #include "actors/topology.h"
-#include "messages/codec.h"
+#include "messages/letter.h"
 #include "runtime/actor.h"
 
 #define ROUTER_MODELS_MAX 64u
@@ -106,6 +106,7 @@ struct router {
     uint32_t waiting;           // jobs pinning or in the queue
     uint64_t waiting_bytes;     // of their frames
     uint32_t alone_waiting;     // jobs that must run alone and wait
+    uint64_t quarantined;       // number of the job that runs alone; 0: none
     bool draining;              // nothing new
     bool drained_told;          // the core knows
     uint32_t own_uid;           // of the daemon

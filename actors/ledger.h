@@ -1,0 +1,33 @@
+// ledger.h - the one book of a device's memory: what is held, what may still be promised.
+//
+// Plain arithmetic without a system call of its own, so that every decision can be tested: the
+// executor feeds it with what the system says is free, and asks before anything large is allocated.
+
+#ifndef ACTORS_LEDGER_H
+#define ACTORS_LEDGER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct ledger {
+    uint64_t total_bytes;     // of the device, or the configured limit if that is less
+    uint64_t limit_bytes;     // configured; 0: none
+    uint64_t system_free;     // as the system or the driver tells it, all processes counted
+    uint64_t weights_bytes;   // held for weights
+    uint64_t reserved_bytes;  // held for arenas
+};
+
+// What may still be promised: what the system has free, but never more than the limit leaves.
+// Thread:    any; it only reads.
+uint64_t ledger_free(const struct ledger *self);
+
+// What an arena could get if no other arena were held and no weights but wanted_weights.
+// Thread:    any; it only reads.
+uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights);
+
+// Books a change from before to after bytes; reserve only promises what ledger_free covers and says
+// so. Thread:    the owner's.
+bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
+void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
+
+#endif  // ACTORS_LEDGER_H
