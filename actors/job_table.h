@@ -49,6 +49,7 @@ struct job {
     uint64_t worker;             // that runs it
     uint32_t attempts;           // times that it died alone
     bool alone;                  // it was there when a worker died: must run with nobody beside it
+    uint64_t pool_offsets[8];    // of its tensors in shared memory, as leases told
     uint32_t pins_pending;       // PinAnswers still to come
     bool pinned;                 // leases were pinned and must be unpinned
     uint64_t input_frame_bytes;  // of its tensors, by the way they came

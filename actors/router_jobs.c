@@ -332,6 +332,8 @@ static void pin_leases(struct router *self, struct job *job, const luna_Header *
         pin->shared = tensor->shared;
         pin->bytes = tensor->bytes;
         pin->job = job->number;
+        pin->tensor = i;
+        pin->has_shared = true;
         job->pinned = true;
         job->pins_pending += 1;
         if (router_post(self, ROUTER_LEASES, &letter, NULL) != STATUS_OK) {
@@ -365,6 +367,8 @@ void router_on_leases(void *state)
             continue;
         }
         assert(job->pins_pending > 0);
+        assert(answer->tensor < CODEC_TENSORS_MAX);
+        job->pool_offsets[answer->tensor] = answer->pool_offset;
         job->pins_pending -= 1;
         if (job->pins_pending > 0) continue;
         self->waiting -= 1;

@@ -145,7 +145,8 @@ static bool give(struct router *self, struct job *job, struct worker *worker)
     letter.letter.job.timeout_ms =
         job->deadline_ns > now ? (uint32_t)((job->deadline_ns - now) / 1000000u) : 0;
     letter.letter.job.queue_ms = (uint32_t)((now - job->arrived_ns) / 1000000u);
-    letter.letter.job.user = self->users[job->user].uid;
+    letter.letter.job.pool_offsets_count = CODEC_TENSORS_MAX;
+    memcpy(letter.letter.job.pool_offsets, job->pool_offsets, sizeof job->pool_offsets);
     struct message frames;
     message_init(&frames);
     for (uint32_t i = 0; i < job->frames.count; i++) {
