@@ -1,9 +1,9 @@
 // vae_estimate.c - how much arena a request will want at most, from the shape of the model alone.
 //
 // It walks the levels as the network does and takes the largest set of tensors that are alive at
-// once (network.c says which), in float32. What the arena loses to gaps, and what convolutions keep
-// for themselves, is covered by an eighth on top; the packed keys and values of the attention are
-// counted in full.
+// once (network.c says which), in float32. What the arena loses to gaps (a level's first tensor
+// lies above the quarter of it that it was made from), and what convolutions keep for themselves,
+// is covered by a quarter on top; the packed keys and values of the attention are counted in full.
 
 #include <assert.h>
 
@@ -43,7 +43,7 @@ static uint64_t network_estimate(const struct vae_config *config, bool decode, u
         if (i == 0) elements = larger(elements, pixels * (k + config->image_channels));
     }
     uint64_t bytes = elements * sizeof(float);
-    return bytes + bytes / 8 + SMALL_BYTES;
+    return bytes + bytes / 4 + SMALL_BYTES;
 }
 
 // The largest tile of a layout, in latents.

@@ -252,6 +252,24 @@ static void the_model_that_ships_encodes_and_decodes_the_picture(void **state)
     close_bench(&bench);
 }
 
+// make_vae.py --real writes models of SDXL's size; too large to keep, too slow to run every time.
+static void a_model_of_real_size_computes_what_diffusers_does(void **state)
+{
+    (void)state;
+    const char *folder = getenv("LUNA_REAL_DIR");
+    if (folder == NULL) skip();
+    static const char *const models[] = {"real_f16", "real_f32"};
+    for (uint32_t i = 0; i < 2; i++) {
+        char weights[512];
+        char cases[512];
+        snprintf(weights, sizeof weights, "%s/%s.safetensors", folder, models[i]);
+        snprintf(cases, sizeof cases, "%s/%s.cases.safetensors", folder, models[i]);
+        struct bench bench = open_bench("cpu", weights, cases);
+        assert_true(check_all(&bench, "cpu", models[i]) >= 2);
+        close_bench(&bench);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Plans
 
@@ -431,6 +449,47 @@ static void auto_tiles_only_what_does_not_fit_and_says_why(void **state)
     assert_true(second.peak_bytes < first.peak_bytes);
 }
 
+static void the_estimate_is_an_upper_one_and_not_far_off(void **state)
+{
+    (void)state;
+    struct bench bench = open_bench("cpu", DEMO_WEIGHTS, GOLDEN "demo.cases.safetensors");
+    for (uint32_t size = 8; size <= 2048; size *= 2) {
+        for (uint32_t i = 0; i < 4; i++) {
+            bool decode = i % 2 == 0;
+            struct vae_request request =
+                decode ? decode_request(1, size / 8, size / 4) : encode_request(1, size, 2 * size);
+            if (decode) request.c = 16;
+            request.tiling = i < 2 ? VAE_TILING_NEVER : VAE_TILING_ALWAYS;
+            uint64_t peak_bytes = plan_of(&bench, &request).peak_bytes;
+            uint64_t estimate_bytes = vae_estimate_bytes(&bench.config, &request);
+            assert_true(estimate_bytes >= peak_bytes);
+            assert_true(estimate_bytes <= peak_bytes + peak_bytes / 2 + (8u << 20));
+        }
+    }
+    close_bench(&bench);
+}
+
+static void a_large_tiled_plan_is_quick_and_has_the_peak_of_its_program(void **state)
+{
+    (void)state;
+    struct bench bench = open_bench("cpu", DEMO_WEIGHTS, GOLDEN "demo.cases.safetensors");
+    struct vae_request request = decode_request(1, 256, 256);
+    request.c = 16;
+    request.tiling = VAE_TILING_ALWAYS;
+    uint64_t begin_ns = clock_ns(clock_system());
+    struct vae_plan plan = plan_of(&bench, &request);
+    assert_true(clock_ns(clock_system()) - begin_ns < UINT64_C(1000000000));
+    assert_int_equal(plan.tiles, 91);
+
+    struct program *program = NULL;
+    struct error error = {0};
+    assert_ok(vae_program(bench.vae, &plan, &program, &error), &error);
+    assert_int_equal(program_peak_bytes(program), plan.peak_bytes);
+    assert_int_equal(program_marks(program), 91);
+    program_destroy(&program);
+    close_bench(&bench);
+}
+
 static void what_does_not_even_fit_in_tiles_says_what_it_needs(void **state)
 {
     const struct bench *self = *state;
@@ -568,11 +627,14 @@ int main(void)
         cmocka_unit_test(the_reference_device_computes_what_diffusers_does),
         cmocka_unit_test(the_cpu_computes_what_diffusers_does),
         cmocka_unit_test(the_model_that_ships_encodes_and_decodes_the_picture),
+        cmocka_unit_test(a_model_of_real_size_computes_what_diffusers_does),
         cmocka_unit_test(an_image_is_cropped_to_whole_latents_in_its_middle),
         cmocka_unit_test(a_request_that_can_never_work_is_refused_by_its_value),
         cmocka_unit_test(types_that_cannot_be_are_refused),
         cmocka_unit_test(an_image_within_one_tile_is_not_tiled),
         cmocka_unit_test(auto_tiles_only_what_does_not_fit_and_says_why),
+        cmocka_unit_test(the_estimate_is_an_upper_one_and_not_far_off),
+        cmocka_unit_test(a_large_tiled_plan_is_quick_and_has_the_peak_of_its_program),
         cmocka_unit_test(what_does_not_even_fit_in_tiles_says_what_it_needs),
         cmocka_unit_test(a_batch_gives_the_bytes_of_its_images_alone),
         cmocka_unit_test(eight_bit_pixels_are_the_rounded_ones),
