@@ -34,7 +34,7 @@
 static const struct edge_end ends[EDGE_COUNT] = {
     [EDGE_CLIENTS] = {"clients", ZMQ_ROUTER, true, CLIENT_MESSAGES_MAX, 0, SOCKET_DOMAIN_CLIENTS,
                       LINGER_ANSWERS_MS, "clients: requests; router: answers, progress"},
-    [EDGE_PUBLISH] = {"publish", ZMQ_PUB, true, PUBLISH_MESSAGES_MAX, SUBSCRIPTION_BYTES_MAX,
+    [EDGE_PUBLISH] = {"publish", ZMQ_XPUB, true, PUBLISH_MESSAGES_MAX, SUBSCRIPTION_BYTES_MAX,
                       SOCKET_DOMAIN_CLIENTS, 0, "monitor: events"},
     [EDGE_WORKER_DATA] = {"worker data", ZMQ_ROUTER, true, WORKER_MESSAGES_MAX, 0,
                           SOCKET_DOMAIN_WORKERS, 0, "router: jobs"},
