@@ -22,7 +22,7 @@ struct text_request {
 
 // A token as clients may send and see it.
 struct text_token {
-    int32_t id;     // below the vocabulary; -1 - i: vector i of the job
+    int32_t id;     // below the vocabulary; -1 - i: vector i of the job, from an embedding
     double weight;  // 1.0 for plain text and special tokens
 };
 
@@ -54,18 +54,46 @@ uint64_t text_model_bytes(const struct text_model *self);
 
 struct text_job;
 
-// Tokenises a request.
+// Tokenises a request. As in ComfyUI a clip skip beyond an encoder's layers is its last layer with
+// the final norm; one beyond all layers (and 24, the most that ComfyUI asks for) is refused.
 // Ownership: the caller owns *out; the request's bytes are not needed afterwards.
-// Errors:    INVALID_ARGUMENT (invalid UTF-8, clip skip beyond the layers); RESOURCE_EXHAUSTED.
-// Thread:    any.
+// Errors:    INVALID_ARGUMENT (invalid UTF-8, clip skip, a text of too many chunks);
+//            RESOURCE_EXHAUSTED.
+// Thread:    any, while batches of the same model run elsewhere.
 enum status text_job_create(struct text_job **out, const struct text_model *model,
                             const struct text_request *request, struct error *error);
+
+// The tokens of one text for one encoder, as a client made them.
+struct text_tokens {
+    const int32_t *ids;     // [chunks, length]; NULL: the text is not there
+    const double *weights;  // the same shape; NULL: all 1
+    uint32_t chunks;        // at least 1
+    uint32_t length;        // the encoder's: 77
+};
+
+struct text_tokens_request {
+    // By part; [0] of the prompt, [1] of the negative. The prompt must be there for every encoder
+    // of the model, the negative for all or for none.
+    struct text_tokens tokens[MODEL_PART_COUNT][2];
+    int32_t clip_skip;  // as in text_request
+};
+
+// Makes a job of tokens. Encoders of different chunk counts are cut to the shorter one.
+// Ownership: the caller owns *out; the request's arrays are not needed afterwards.
+// Errors:    INVALID_ARGUMENT (an id beyond the vocabulary, chunks or length that do not fit, a
+// text
+//            that is missing); RESOURCE_EXHAUSTED.
+// Thread:    as text_job_create.
+enum status text_job_create_from_tokens(struct text_job **out, const struct text_model *model,
+                                        const struct text_tokens_request *request,
+                                        struct error *error);
 void text_job_destroy(struct text_job **self_p);
 
 // Rows of all encoders together: what the job costs in the worker's credit.
 uint32_t text_job_rows(const struct text_job *self);
 
 // Notes for the client, one per line ("embedding \"foo\" was not found"); "" when there are none.
+// At most 16 lines of at most 190 bytes.
 const char *text_job_notes(const struct text_job *self);
 
 // The tokens of one encoder: chunks x tokens; NULL when the model lacks it. part is MODEL_CLIP_…;

@@ -1,0 +1,237 @@
+// network.c - the layers of a CLIP text encoder as operations of a program; network.h has the
+// picture.
+//
+// x stays where it is from the first layer to the last: both residual sums are written over it.
+// Rows are sorted by the layers that they need, so that a layer works on the first rows only and
+// what the others hold no longer matters. Rows never see each other, which is why leaving some out
+// changes nothing for the rest.
+
+#include "models/text/network.h"
+
+#include <assert.h>
+
+#define NORM_EPSILON 1e-5f
+#define ATTENTION_SCALE 0.125f  // 1 / sqrt(64), the width of a head
+
+struct builder {
+    const struct text_network *network;
+    struct program *program;
+    const struct text_pass *pass;
+    struct value x;   // [R, T, W]
+    uint32_t tokens;  // T
+    uint32_t width;   // W
+};
+
+// The part of x that holds some rows.
+static struct value rows_of(const struct builder *self, uint32_t begin, uint32_t count)
+{
+    uint64_t row_bytes = (uint64_t)self->tokens * self->width * self->pass->activation_bytes;
+    struct value rows = self->x;
+    rows.offset += begin * row_bytes;
+    rows.bytes = count * row_bytes;
+    return rows;
+}
+
+static void add_norm(const struct builder *self, struct layer_norm norm)
+{
+    norm.width = self->width;
+    norm.epsilon = NORM_EPSILON;
+    program_layer_norm(self->program, &norm);
+}
+
+// x += out(attention(norm1(x)))
+static void add_attention(const struct builder *self, const struct text_layer *layer, uint32_t rows)
+{
+    struct program *program = self->program;
+    uint32_t count = rows * self->tokens;
+    uint32_t width = self->width;
+    uint64_t column_bytes = width * self->pass->activation_bytes;
+    struct value x = rows_of(self, 0, rows);
+
+    struct value normed = program_tensor(program, 1, 1, count, width);
+    add_norm(self, (struct layer_norm){.input = x,
+                                       .output = normed,
+                                       .rows = count,
+                                       .gamma = layer->norm1_gamma,
+                                       .beta = layer->norm1_beta});
+    struct value qkv = program_tensor(program, 1, 1, count, 3 * width);
+    program_linear(program, &(struct linear){.input = normed,
+                                             .rows = count,
+                                             .c = width,
+                                             .output = qkv,
+                                             .k = 3 * width,
+                                             .weight = layer->qkv,
+                                             .bias = layer->qkv_bias});
+    struct attention attention = {
+        .q = qkv,
+        .k = qkv,
+        .v = qkv,
+        .q_stride = 3 * width,
+        .k_stride = 3 * width,
+        .v_stride = 3 * width,
+        .output = normed,
+        .batch = rows,
+        .tokens = self->tokens,
+        .heads = self->network->config.heads,
+        .head_width = width / self->network->config.heads,
+        .scale = ATTENTION_SCALE,
+        .causal = true,
+    };
+    attention.k.offset += column_bytes;
+    attention.k.bytes -= column_bytes;
+    attention.v.offset += 2 * column_bytes;
+    attention.v.bytes -= 2 * column_bytes;
+    program_attention(program, &attention);
+    program_release(program, qkv);
+    program_linear(program, &(struct linear){.input = normed,
+                                             .rows = count,
+                                             .c = width,
+                                             .output = x,
+                                             .k = width,
+                                             .weight = layer->out,
+                                             .bias = layer->out_bias,
+                                             .residual = x});
+    program_release(program, normed);
+}
+
+// x += fc2(gelu(fc1(norm2(x))))
+static void add_mlp(const struct builder *self, const struct text_layer *layer, uint32_t rows)
+{
+    struct program *program = self->program;
+    const struct clip_config *config = &self->network->config;
+    uint32_t count = rows * self->tokens;
+    struct value x = rows_of(self, 0, rows);
+
+    struct value normed = program_tensor(program, 1, 1, count, self->width);
+    add_norm(self, (struct layer_norm){.input = x,
+                                       .output = normed,
+                                       .rows = count,
+                                       .gamma = layer->norm2_gamma,
+                                       .beta = layer->norm2_beta});
+    struct value inner = program_tensor(program, 1, 1, count, config->mlp_width);
+    program_linear(program,
+                   &(struct linear){.input = normed,
+                                    .rows = count,
+                                    .c = self->width,
+                                    .output = inner,
+                                    .k = config->mlp_width,
+                                    .weight = layer->fc1,
+                                    .bias = layer->fc1_bias,
+                                    .activation = config->quick_gelu ? ACTIVATION_QUICK_GELU
+                                                                     : ACTIVATION_GELU});
+    program_release(program, normed);
+    program_linear(program, &(struct linear){.input = inner,
+                                             .rows = count,
+                                             .c = config->mlp_width,
+                                             .output = x,
+                                             .k = self->width,
+                                             .weight = layer->fc2,
+                                             .bias = layer->fc2_bias,
+                                             .residual = x});
+    program_release(program, inner);
+}
+
+// Stores the hidden states of one tap.
+static void add_tap(const struct builder *self, const struct text_tap *tap)
+{
+    struct program *program = self->program;
+    uint64_t count = (uint64_t)tap->count * self->tokens * self->width;
+    uint64_t row_bytes = (uint64_t)self->tokens * self->width * sizeof(float);
+    struct value rows = rows_of(self, tap->begin, tap->count);
+    struct value normed = {.place = VALUE_NONE};
+    struct value output = self->pass->hidden;
+    output.offset += tap->begin * row_bytes;
+    output.bytes = tap->count * row_bytes;
+    if (tap->norm) {
+        normed = program_tensor(program, 1, 1, tap->count * self->tokens, self->width);
+        add_norm(self, (struct layer_norm){.input = rows,
+                                           .output = normed,
+                                           .rows = tap->count * self->tokens,
+                                           .gamma = self->network->final_gamma,
+                                           .beta = self->network->final_beta});
+    }
+    program_store(
+        program,
+        &(struct store){.input = tap->norm ? normed : rows, .output = output, .count = count});
+    program_release(program, normed);
+}
+
+// final norm and projection of one token a row
+static void add_pooled(const struct builder *self, uint32_t rows)
+{
+    struct program *program = self->program;
+    const struct text_pass *pass = self->pass;
+    const struct weight *projection = pass->project ? self->network->projection : NULL;
+    uint32_t out_width = projection != NULL ? self->network->config.projection : self->width;
+
+    struct value token = program_tensor(program, 1, 1, pass->pooled_count, self->width);
+    program_gather(program, &(struct gather){.input = rows_of(self, 0, rows),
+                                             .indices = pass->pooled_tokens,
+                                             .output = token,
+                                             .rows = rows * self->tokens,
+                                             .count = pass->pooled_count,
+                                             .width = self->width});
+    add_norm(self, (struct layer_norm){.input = token,
+                                       .output = token,
+                                       .rows = pass->pooled_count,
+                                       .gamma = self->network->final_gamma,
+                                       .beta = self->network->final_beta});
+    struct value result = token;
+    if (projection != NULL) {
+        result = program_tensor(program, 1, 1, pass->pooled_count, out_width);
+        program_linear(program, &(struct linear){.input = token,
+                                                 .rows = pass->pooled_count,
+                                                 .c = self->width,
+                                                 .output = result,
+                                                 .k = out_width,
+                                                 .weight = projection});
+        program_release(program, token);
+    }
+    program_store(program, &(struct store){.input = result,
+                                           .output = pass->pooled,
+                                           .count = (uint64_t)pass->pooled_count * out_width});
+    program_release(program, result);
+}
+
+// How many of the first rows still need the layer after `done` layers.
+static uint32_t rows_left(const struct text_pass *pass, uint32_t done)
+{
+    uint32_t rows = 0;
+    while (rows < pass->rows && pass->row_layers[rows] > done) rows += 1;
+    return rows;
+}
+
+void text_network_build(const struct text_network *self, struct program *program,
+                        const struct text_pass *pass)
+{
+    assert(self != NULL);
+    assert(pass->rows > 0);
+    struct builder builder = {.network = self,
+                              .program = program,
+                              .pass = pass,
+                              .tokens = self->config.tokens,
+                              .width = self->config.width};
+    uint32_t count = pass->rows * builder.tokens;
+    builder.x = program_tensor(program, 1, 1, count, builder.width);
+    program_embedding(program, &(struct embedding){.ids = pass->ids,
+                                                   .vectors = pass->vectors,
+                                                   .vectors_count = pass->vectors_count,
+                                                   .table = self->tokens,
+                                                   .positions = self->positions,
+                                                   .output = builder.x,
+                                                   .rows = count,
+                                                   .tokens = builder.tokens,
+                                                   .width = builder.width});
+    for (uint32_t i = 0; i < self->config.layers; i++) {
+        uint32_t rows = rows_left(pass, i);
+        if (rows == 0) break;
+        add_attention(&builder, &self->layers[i], rows);
+        add_mlp(&builder, &self->layers[i], rows);
+        for (uint32_t j = 0; j < pass->taps_count; j++) {
+            if (pass->taps[j].layers == i + 1) add_tap(&builder, &pass->taps[j]);
+        }
+        program_mark(program);
+    }
+    if (pass->pooled_count > 0) add_pooled(&builder, rows_left(pass, self->config.layers - 1));
+    program_release(program, builder.x);
+}
