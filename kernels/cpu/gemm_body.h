@@ -30,8 +30,6 @@ static __attribute__((noinline)) void tile_multiply(const float *strip, const fl
     for (uint32_t i = 0; i < STRIP_ROWS; i++) left[i] = right[i] = lanes_zero();
     for (uint32_t k = 0; k < depth; k += 8) {
         __builtin_prefetch(strip + STRIP_AHEAD);
-        __builtin_prefetch(strip + STRIP_AHEAD + 16);
-        __builtin_prefetch(strip + STRIP_AHEAD + 32);
         __builtin_prefetch(next, 0, 2);
         next += 64;
 #pragma GCC unroll 8
@@ -40,7 +38,7 @@ static __attribute__((noinline)) void tile_multiply(const float *strip, const fl
             lanes b1 = lanes_load(panel + u * 16 + 8);
 #pragma GCC unroll 6
             for (uint32_t i = 0; i < STRIP_ROWS; i++) {
-                lanes a = lanes_set(strip[i * 8 + u]);
+                lanes a = lanes_broadcast(strip + i * 8 + u);
                 left[i] = lanes_multiply_add(a, b0, left[i]);
                 right[i] = lanes_multiply_add(a, b1, right[i]);
             }

@@ -38,6 +38,11 @@ LANES_INLINE lanes lanes_set(float value)
     LANES_EACH(value);
 }
 
+LANES_INLINE lanes lanes_broadcast(const float *at)
+{
+    return lanes_set(*at);
+}
+
 LANES_INLINE lanes lanes_load(const float *at)
 {
     LANES_EACH(at[i]);
