@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "actors/event.h"
 #include "actors/ledger.h"
 #include "actors/post.h"
 #include "actors/torch_child.h"
@@ -96,8 +97,8 @@ static void report_device(struct executor *self)
 {
     luna_Letter letter = {.which_letter = luna_Letter_device_tag};
     luna_DeviceReport *report = &letter.letter.device;
-    strncpy(report->name, self->arguments.device, sizeof report->name - 1);
-    strncpy(report->label, device_info(self->device)->label, sizeof report->label - 1);
+    text_set(report->name, sizeof report->name, self->arguments.device);
+    text_set(report->label, sizeof report->label, device_info(self->device)->label);
     report->executor_pid = (uint32_t)getpid();
     report->epoch = self->arguments.epoch;
     report->memory_total_bytes = self->ledger.total_bytes;
@@ -152,7 +153,7 @@ static void tell_model(struct executor *self, const struct model_entry *model,
     luna_Letter letter = {.which_letter = luna_Letter_model_loaded_tag};
     luna_ModelLoaded *loaded = &letter.letter.model_loaded;
     memcpy(loaded->name, model->definition.name, sizeof loaded->name);
-    strncpy(loaded->device, self->arguments.device, sizeof loaded->device - 1);
+    text_set(loaded->device, sizeof loaded->device, self->arguments.device);
     loaded->bytes = model_bytes(model);
     loaded->unloaded =
         model->loaded[luna_Group_VAE] == NULL && model->loaded[luna_Group_TEXT] == NULL;
@@ -161,9 +162,7 @@ static void tell_model(struct executor *self, const struct model_entry *model,
     loaded->users = users_of(self, model->definition.name, luna_Group_GROUP_NONE);
     if (error != NULL) {
         loaded->code = (luna_Code)error->status;
-        size_t length = strnlen(error->message, sizeof loaded->message - 1);
-        while (length > 0 && ((unsigned char)error->message[length] & 0xc0) == 0x80) length -= 1;
-        memcpy(loaded->message, error->message, length);
+        text_set(loaded->message, sizeof loaded->message, error->message);
     }
     tell(self, WATCH_REGISTRY, &letter);
 }
@@ -245,11 +244,8 @@ static void tell_worker_down(struct executor *self, const struct worker_entry *w
     down->worker = worker->id;
     down->has_service = true;
     down->service = worker->service;
-    strncpy(down->device, self->arguments.device, sizeof down->device - 1);
-    const char *text = error != NULL ? error->message : reason;
-    size_t length = strnlen(text, sizeof down->reason - 1);
-    while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) length -= 1;
-    memcpy(down->reason, text, length);
+    text_set(down->device, sizeof down->device, self->arguments.device);
+    text_set(down->reason, sizeof down->reason, error != NULL ? error->message : reason);
     down->failed_to_start = error != NULL;
     down->code = error != NULL ? (luna_Code)error->status : luna_Code_OK;
     tell(self, WATCH_SCALER, &letter);
@@ -261,8 +257,8 @@ static void tell_worker_up(struct executor *self, const struct worker_entry *wor
     letter.letter.worker_up.worker = worker->id;
     letter.letter.worker_up.has_service = true;
     letter.letter.worker_up.service = worker->service;
-    strncpy(letter.letter.worker_up.device, self->arguments.device,
-            sizeof letter.letter.worker_up.device - 1);
+    text_set(letter.letter.worker_up.device, sizeof letter.letter.worker_up.device,
+             self->arguments.device);
     tell(self, WATCH_SCALER, &letter);
 }
 

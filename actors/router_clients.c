@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "actors/event.h"
 #include "actors/post.h"
 
 // ---- answers out
@@ -72,7 +73,7 @@ static uint32_t uid_of(const char *name)
 static void fill_user(const struct router *self, struct user *user, const char *name)
 {
     *user = (struct user){.uid = uid_of(name)};
-    strncpy(user->name, name, sizeof user->name - 1);
+    text_set(user->name, sizeof user->name, name);
     user->shared = strcmp(name, "tcp") == 0;
     user->admin = user->uid == self->own_uid;
     if (user->shared) user->admin = self->config->security.loopback_admin;
@@ -106,7 +107,7 @@ static uint32_t find_user(struct router *self, struct message *message)
 static void answer_ping(struct router *self, const struct request *request)
 {
     luna_PingReply ping = luna_PingReply_init_zero;
-    strncpy(ping.version, LUNA_VERSION, sizeof ping.version - 1);
+    text_set(ping.version, sizeof ping.version, LUNA_VERSION);
     ping.major = CODEC_MAJOR;
     ping.minor_max = CODEC_MINOR;
     ping.message_bytes_max = self->config->limits.message_bytes_max;
@@ -114,7 +115,7 @@ static void answer_ping(struct router *self, const struct request *request)
     ping.image_pixels_max = self->config->limits.image_pixels_max;
     ping.chunk_bytes = 8u << 20;
     ping.stack_max = self->config->lora.stack_max;
-    strncpy(ping.state, self->draining ? "draining" : "ready", sizeof ping.state - 1);
+    text_set(ping.state, sizeof ping.state, self->draining ? "draining" : "ready");
 
     uint8_t buffer[luna_PingReply_size];
     struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
@@ -136,7 +137,7 @@ static void answer_attach(struct router *self, const struct request *request)
         return;
     }
     luna_AttachReply attach = luna_AttachReply_init_zero;
-    strncpy(attach.path, self->arguments.lease_path, sizeof attach.path - 1);
+    text_set(attach.path, sizeof attach.path, self->arguments.lease_path);
     attach.bytes_min = 256u << 10;
     uint8_t buffer[luna_AttachReply_size];
     struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
@@ -163,7 +164,8 @@ static void answer_cancel(struct router *self, const struct request *request,
         return;
     }
     char id[2 * JOB_ID_BYTES + 1];
-    for (uint32_t i = 0; i < JOB_ID_BYTES; i++) snprintf(id + 2 * i, 3, "%02x", cancel->id.bytes[i]);
+    for (uint32_t i = 0; i < JOB_ID_BYTES; i++)
+        snprintf(id + 2 * i, 3, "%02x", cancel->id.bytes[i]);
     struct error error;
     error_set(&error, STATUS_NOT_FOUND, "no request of yours with id %s is waiting or running", id);
     router_refuse(self, request, &error);

@@ -4,8 +4,8 @@
 
 #include <assert.h>
 #include <string.h>
-#include <time.h>
 
+#include "actors/event.h"
 #include "actors/post.h"
 
 const char *operation_name(uint32_t operation)
@@ -16,25 +16,16 @@ const char *operation_name(uint32_t operation)
 
 // ---- events
 
-static uint64_t unix_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
-}
-
 void router_event(struct router *self, const char *topic, const struct job *job,
                   const struct error *error, uint32_t execute_ms)
 {
-    luna_Letter letter = {.which_letter = luna_Letter_event_tag};
+    luna_Letter letter = event_make(topic, "router", error != NULL ? error->message : "");
     luna_Event *event = &letter.letter.event;
-    event->time_unix_ms = unix_ms();
-    strncpy(event->topic, topic, sizeof event->topic - 1);
-    strncpy(event->actor, "router", sizeof event->actor - 1);
+    if (error != NULL) event->code = (luna_Code)error->status;
     if (job != NULL) {
-        strncpy(event->operation, operation_name(job->operation), sizeof event->operation - 1);
+        text_set(event->operation, sizeof event->operation, operation_name(job->operation));
         if (job->entry.service < JOB_SERVICES_MAX) {
-            memcpy(event->model, self->services[job->entry.service].model, sizeof event->model);
+            text_set(event->model, sizeof event->model, self->services[job->entry.service].model);
         }
         event->id.size = JOB_ID_BYTES;
         memcpy(event->id.bytes, job->id, JOB_ID_BYTES);
@@ -42,13 +33,6 @@ void router_event(struct router *self, const char *topic, const struct job *job,
         uint64_t waited_until = job->started_ns != 0 ? job->started_ns : router_now(self);
         event->queue_ms = (uint32_t)((waited_until - job->arrived_ns) / 1000000u);
         event->execute_ms = execute_ms;
-    }
-    if (error != NULL) {
-        event->code = (luna_Code)error->status;
-        // The message was made by error_set: a shorter field may cut it inside a character.
-        size_t length = strnlen(error->message, sizeof event->message - 1);
-        while (length > 0 && ((unsigned char)error->message[length] & 0xc0) == 0x80) length -= 1;
-        memcpy(event->message, error->message, length);
     }
     if (post_letter(self->events, &letter, NULL) != STATUS_OK) self->events_dropped += 1;
 }

@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "actors/event.h"
 #include "actors/post.h"
 
 #define ATTEMPTS_MAX 2u
@@ -28,7 +29,7 @@ uint32_t router_service(struct router *self, luna_Group group, const char *model
     if (!create || free_index == JOB_SERVICES_MAX) return JOB_SERVICES_MAX;
     struct service *service = &self->services[free_index];
     *service = (struct service){.group = group};
-    strncpy(service->model, model, sizeof service->model - 1);
+    text_set(service->model, sizeof service->model, model);
     return free_index;
 }
 
@@ -315,7 +316,7 @@ static void kill_executor(struct router *self, const struct worker *worker, cons
 {
     luna_Letter letter = {.which_letter = luna_Letter_kill_child_tag};
     letter.letter.kill_child.pid = worker->executor_pid;
-    strncpy(letter.letter.kill_child.reason, reason, sizeof letter.letter.kill_child.reason - 1);
+    text_set(letter.letter.kill_child.reason, sizeof letter.letter.kill_child.reason, reason);
     router_post(self, ROUTER_CORE, &letter, NULL);
     log_event(self->context->log, LOG_ERROR, "executor.hung", "pid=%u worker=%lu why=%s",
               worker->executor_pid, (unsigned long)worker->id, reason);

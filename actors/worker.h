@@ -1,0 +1,137 @@
+// worker.h - what vae_worker and clip_worker have in common: their sockets, their mailbox, their
+// lane.
+//
+// A worker is one actor with one compute lane. Its thread never computes: it reads letters,
+// prepares programs, starts the lane and hears of its end by a descriptor, so heartbeats and
+// cancellations are served while the lane runs. The mailbox is bounded by the credit that the
+// router keeps.
+//
+//     idle --work()--> asks the executor for memory --granted()--> runs the lane --ran()--> idle
+//
+// The two kinds supply those three functions and nothing else.
+
+#ifndef ACTORS_WORKER_H
+#define ACTORS_WORKER_H
+
+#include "actors/executor.h"
+#include "messages/letter.h"
+#include "runtime/message.h"
+
+#define WORKER_JOBS_MAX 64u
+
+struct worker;
+
+// A job in the mailbox or in hand.
+struct worker_job {
+    uint64_t number;                           // the router's; 0 for a free entry
+    uint64_t order;                            // of arrival
+    uint64_t deadline_ns;                      // when nobody waits for it any more
+    uint64_t started_ns;                       // when work on it began; 0 before
+    uint32_t queue_ms;                         // spent waiting before it came here
+    bool in_hand;                              // being worked on, not in the mailbox
+    bool cancelled;                            // nobody wants the answer
+    uint64_t pool_offsets[CODEC_TENSORS_MAX];  // see luna_Job
+    luna_Header header;                        // as the client sent it
+    union codec_request body;                  // likewise
+    struct message frames;                     // header, body, payloads
+    uint64_t frame_bytes;                      // of tensors that came or went in frames
+    uint64_t shared_bytes;                     // in shared memory
+};
+
+struct worker_calls {
+    luna_Group group;  // of the service
+    uint32_t credit;   // that Ready announces
+
+    enum status (*create)(struct worker *worker, struct error *error);  // sets worker->own
+    void (*destroy)(struct worker *worker);
+
+    // The worker is idle and jobs may wait: take some with worker_next and begin.
+    void (*work)(struct worker *worker);
+    // The executor's answer to worker_reserve. bytes: what it may have at most when it was not
+    // granted; capacity: what the device could ever give.
+    void (*granted)(struct worker *worker, bool granted, uint64_t bytes, uint64_t capacity);
+    // The lane has ended.
+    void (*ran)(struct worker *worker, const struct error *error);
+};
+
+struct worker {
+    const struct actor_context *context;  // as actor.h gives it
+    struct worker_arguments arguments;    // as the executor gave them
+    const struct worker_calls *calls;     // of its kind
+    void *own;                            // state of its kind
+    void *data, *control, *executor;      // DEALER, all three
+    struct loop_socket *watches[3];       // in that order
+    struct loop_descriptor *lane_watch;   // end of the lane's run
+    struct loop_timer *beat;              // heartbeat and progress
+    struct lane *lane;                    // the one
+    struct pool_map *pools;               // shared memory of clients
+    struct worker_job jobs[WORKER_JOBS_MAX];
+    uint64_t jobs_seen;                // order of the next one
+    uint64_t jobs_done;                // counted as progress
+    bool busy;                         // between work() taking a job and worker_idle()
+    bool running;                      // the lane runs
+    bool draining;                     // takes nothing new
+    uint64_t reserved_bytes;           // granted by the executor
+    uint64_t idle_since_ns;            // when it had nothing to do
+    uint32_t marks_told, marks_total;  // steps of the running program
+};
+
+// create and destroy of struct actor_kind, for both kinds.
+enum status worker_create(void **state, const struct worker_calls *calls,
+                          const struct actor_context *context, const void *arguments,
+                          struct error *error);
+void worker_destroy(void *state);
+void worker_drain(void *state);
+
+// The oldest job of the mailbox, now in hand; NULL when none waits. Jobs that were cancelled or
+// whose time has run out are answered on the way.
+struct worker_job *worker_next(struct worker *self);
+
+// Asks the executor for an arena of bytes; granted() is called with the answer.
+void worker_reserve(struct worker *self, uint64_t bytes);
+
+// Starts the lane; ran() is called at its end.
+void worker_run(struct worker *self, const struct program *program, void *const *bindings,
+                uint32_t count);
+
+// Nothing is in hand any more: looks for more work, after this callback has returned.
+void worker_idle(struct worker *self);
+
+// Answers a job and forgets it: payloads (may be NULL) are consumed; header.tensors describe them.
+void worker_answer(struct worker *self, struct worker_job *job, luna_Header *header,
+                   const pb_msgdesc_t *type, const void *body, struct message *payloads);
+void worker_fail(struct worker *self, struct worker_job *job, const struct error *error);
+
+// Gives a job back to the router: needs_bytes are missing just now.
+void worker_postpone(struct worker *self, struct worker_job *job, uint64_t needs_bytes);
+
+// Milliseconds since work on the job began.
+uint32_t worker_execute_ms(const struct worker *self, const struct worker_job *job);
+
+// The bytes of a request's tensor, in its frame or in shared memory.
+// Errors:    INVALID_ARGUMENT when there is none of this name, INTERNAL when the pool cannot be
+// mapped.
+enum status worker_input(struct worker *self, struct worker_job *job, const char *name,
+                         const luna_Tensor **tensor, struct bytes *out, struct error *error);
+
+// Where an answer's tensor goes: into the room that the request offers in shared memory, or new
+// memory.
+struct worker_output {
+    void *data;           // bytes large
+    uint64_t bytes;       // of the tensor
+    bool is_shared;       // data is the client's room
+    luna_SharedRef room;  // with is_shared
+};
+enum status worker_output_open(struct worker *self, struct worker_job *job, const char *name,
+                               uint64_t bytes, struct worker_output *out, struct error *error);
+// Adds the tensor to the answer; memory that is not shared becomes a payload. out is empty
+// afterwards.
+enum status worker_output_add(struct worker_job *job, struct worker_output *output,
+                              const luna_Tensor *tensor, luna_Header *header,
+                              struct message *payloads, struct error *error);
+void worker_output_drop(struct worker_output *output);
+
+// True when count elements hold no NaN and no infinity. Types that cannot hold one are finite.
+bool tensor_is_finite(const void *data, enum dtype dtype, uint64_t count);
+
+#endif  // ACTORS_WORKER_H
