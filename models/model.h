@@ -4,6 +4,23 @@
 // bigG). Only headers are read here. The networks get tables with canonical names, whatever the
 // file calls them: the VAE in diffusers' names, the encoders in Hugging Face's (text_model....),
 // and no copy is made.
+//
+// What the canonical tables hold:
+//     VAE   encoder.* decoder.* quant_conv.* post_quant_conv.*, in diffusers' newest names; the
+//           middle's attention as matrices, ....attentions.0.to_q.weight [C,C]. Halves, quant
+//           convolutions and the middle's attention may be absent: vae_config says so.
+//     CLIP  text_model.* and, when the file has it, text_projection.weight [P,W] (a transposed
+//           view in OpenCLIP's files). OpenCLIP's fused in_proj is three views.
+// All of them are f32, f16 or bf16. Anything else in a file is left alone.
+//
+// Which encoder a file's CLIP is: in a checkpoint the prefix of its names tells ("conditioner.
+// embedders.1." is bigG, "clip_l." is L, ...). For a file of one bare encoder, the first of these:
+//     1. its metadata "luna.encoder" is "l", "h" or "g" (safetensors only);
+//     2. its width is 768: L, 1024: H, 1280: bigG;
+//     3. it has a text_projection: bigG, else L.
+//
+// A file that holds one network replaces the same network of a checkpoint named before it (a fixed
+// VAE beside a checkpoint); any other network that comes twice is an error.
 
 #ifndef MODELS_MODEL_H
 #define MODELS_MODEL_H
@@ -45,7 +62,8 @@ enum text_kind {
 };
 
 struct model_description {
-    const char *kind;     // for people: "sdxl", "sd1.5", "sd2", "refiner", "vae", "flux-vae", …
+    const char *kind;     // for people: "sdxl", "sd1.5", "sd2", "refiner"; "vae", "flux-vae" (16
+                          // latent channels); without a VAE "clip-l + clip-g" and so on
     enum text_kind text;  // TEXT_NONE: offers no text
     bool has[MODEL_PART_COUNT];                 // which networks are complete
     uint64_t bytes[MODEL_PART_COUNT];           // of their tensors in the files
@@ -55,10 +73,13 @@ struct model_description {
 
 struct model;
 
-// Opens the files, finds and checks the networks in them: each set of tensors must be complete and
-// its shapes must agree. Reads headers only. Ownership: on success the caller owns *out. Errors:
-// NOT_FOUND for a file that is missing; INVALID_ARGUMENT for a file that is no model, and for a
-//            network that is incomplete (names the first three missing tensors) or inconsistent.
+// Opens 1 to 16 files, finds and checks the networks in them: each set of tensors must be complete
+// and its shapes must agree. Reads headers only. paths need not outlive the call.
+//
+// Ownership: on success the caller owns *out.
+// Errors:    NOT_FOUND for a file that is missing; INVALID_ARGUMENT for a file that is no model,
+//            for a network that is incomplete (names the first three missing tensors) or
+//            inconsistent, and for encoders that no known kind has together; RESOURCE_EXHAUSTED.
 // Thread:    any.
 enum status model_open(struct model **out, const char *const *paths, uint32_t paths_count,
                        const struct torch_reader *reader, struct error *error);
@@ -76,8 +97,10 @@ const struct model_description *model_describe(const struct model *self);
 // Thread:    any.
 struct tensor_table *model_tensors(const struct model *self, enum model_part part);
 
-// The content id of one network: tensor_table_hash over its canonical table.
-// Errors and thread as there.
+// The content id of one network: tensor_table_hash over its canonical table, so that the same
+// weights have the same id whatever file they came from.
+// Errors:    those of tensor_table_hash; NOT_FOUND when the network is not there.
+// Thread:    any.
 enum status model_hash(const struct model *self, enum model_part part, bool (*should_stop)(void *),
                        void *context, struct hash *out);
 

@@ -1,7 +1,7 @@
 """Makes the files that the tests of models/files and models/model.c read, and what is in them.
 
 Run with the reference environment: python tests/golden/make_files.py
-Writes tests/golden/files/: tiny models in every dialect of names, torch files as torch.save writes
+Writes the seeds of two fuzzers to tests/fuzz/corpus/, and tests/golden/files/: tiny models in every dialect of names, torch files as torch.save writes
 them, torch files as an attacker would, and expected.json. Names are converted here by rules of
 their own, and hashes come from hashlib: nothing of the daemon's code is used.
 """
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 FOLDER = pathlib.Path(__file__).parent / "files"
+SEEDS = pathlib.Path(__file__).parent.parent / "fuzz" / "corpus"
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8",
           torch.int32: "I32", torch.int64: "I64", torch.float64: "F64", torch.int8: "I8",
           torch.int16: "I16", torch.bool: "BOOL"}
@@ -202,6 +203,32 @@ def write_zip(file, data, storages=(b"\0" * 16,), compression=zipfile.ZIP_STORED
 PERSISTENT = (b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ")
 
 
+def seed(target, name, data):
+    folder = SEEDS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def make_seeds():
+    def file(name, header, data=b""):
+        seed("safetensors", name, struct.pack("<Q", len(header)) + header + data)
+
+    one = b'"a":{"dtype":"F16","shape":[2,1],"data_offsets":[0,4]}'
+    file("empty", b"{}")
+    file("one", b"{" + one + b"}  ", b"abcd")
+    file("two", b'{"__metadata__":{"k":"v"},' + one +
+         b',"b.\\u00fc":{"dtype":"F8_E5M2","shape":[],"data_offsets":[4,5]}}', b"abcde")
+    file("overlap", b"{" + one + b',"b":{"dtype":"U8","shape":[3],"data_offsets":[3,6]}}', b"abcdef")
+    file("none", b'{"n":{"dtype":"I64","shape":[0,9223372036854775807],"data_offsets":[0,0]}}')
+    file("nested", b'{"a":[{"b":[[]]}]}')
+    for name in ("good.pt", "embedding.pt", "evil_twice.pt", "evil_moved.pt", "evil_compressed.pt"):
+        seed("torch_zip", name, (FOLDER / name).read_bytes())
+    for name in ("module.pth", "parameters.pt", "list.bin", "tensor.pt"):
+        with zipfile.ZipFile(FOLDER / name) as archive:
+            pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            seed("torch_zip", name + ".pickle", archive.read(pickled))
+
+
 def tensor_pickle(storage=PERSISTENT, offset=b"K\0", dims=b"K\x04\x85", strides=b"K\x01\x85"):
     return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + dims + strides +
             b"\x89ccollections\nOrderedDict\n)RtR")
@@ -214,6 +241,7 @@ def dict_of(value):
 def make_evil():
     def evil(file, data, message, **options):
         write_zip(f"evil_{file}.pt", data, **options)
+        seed("torch_zip", f"{file}.pickle", data)
         refuse(f"evil_{file}.pt", message)
 
     shell = b"X\x09\0\0\0echo evil\x85R."
@@ -257,6 +285,8 @@ def make_evil():
     torch.save({"turned": matrix.t()}, FOLDER / "evil_strided.pt")
     refuse("evil_strided.pt", '"turned" is not contiguous')
     torch.save({"w": matrix}, FOLDER / "evil_legacy.pt", _use_new_zipfile_serialization=False)
+    legacy = (FOLDER / "evil_legacy.pt").read_bytes()  # what follows the first bytes differs each time
+    (FOLDER / "evil_legacy.pt").write_bytes(legacy[:64])
     refuse("evil_legacy.pt", "before version 1.6")
     torch.save({"w": collections.Counter("abc")}, FOLDER / "evil_counter.pt")
     refuse("evil_counter.pt", "collections.Counter")
@@ -287,13 +317,13 @@ def make_evil():
         second + 46, ord("b")) or d.__setitem__(central + 46, ord("b")))
     twice = io.BytesIO(good)
     with zipfile.ZipFile(twice, "a") as out:
-        out.writestr("a/data/1", b"x")
+        out.writestr(zipfile.ZipInfo("a/data/1"), b"x")
     doubled = bytearray(twice.getvalue())
     doubled[doubled.rindex(b"a/data/1") + 7] = ord("0")
     (FOLDER / "evil_twice.pt").write_bytes(bytes(doubled))
     refuse("evil_twice.pt", "comes twice")
     with zipfile.ZipFile(FOLDER / "evil_other.zip", "w") as out:
-        out.writestr("readme.txt", b"hello")
+        out.writestr(zipfile.ZipInfo("readme.txt"), b"hello")
     refuse("evil_other.zip", "not one that torch.save wrote")
 
 
@@ -303,6 +333,7 @@ if __name__ == "__main__":
     make_models()
     make_tables()
     make_evil()
+    make_seeds()
     for file in FOLDER.iterdir():
         file.chmod(0o644)
     (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
