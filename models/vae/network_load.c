@@ -14,6 +14,9 @@
 // The longest name of a tensor here is below 70 characters.
 #define NAME_BYTES 128u
 
+// Of dimensions in a message.
+#define SHAPE_BYTES 96u
+
 struct loader {
     struct network *network;
     struct error *error;
@@ -45,6 +48,17 @@ static bool has_dims(const struct tensor *tensor, const struct weight_source *so
     return true;
 }
 
+// Writes "[64, 3, 3]", or as much of it as fits.
+static void format_shape(char out[SHAPE_BYTES], const struct tensor *tensor)
+{
+    uint32_t used = (uint32_t)snprintf(out, SHAPE_BYTES, "[");
+    for (uint32_t i = 0; i < tensor->rank && used < SHAPE_BYTES; i++) {
+        used += (uint32_t)snprintf(out + used, SHAPE_BYTES - used, i == 0 ? "%llu" : ", %llu",
+                                   (unsigned long long)tensor->dims[i]);
+    }
+    if (used < SHAPE_BYTES) snprintf(out + used, SHAPE_BYTES - used, "]");
+}
+
 // Finds one part and checks it; all parts of a source have one dtype.
 static void find_part(struct loader *self, struct weight_source *source, const char *name)
 {
@@ -56,11 +70,12 @@ static void find_part(struct loader *self, struct weight_source *source, const c
         return;
     }
     if (!has_dims(tensor, source)) {
-        self->status = error_set(
-            self->error, STATUS_INVALID_ARGUMENT,
-            "tensor \"%s\" has rank %u and first dimension %llu, expected [%u, %u, %u, %u]", name,
-            tensor->rank, tensor->rank > 0 ? (unsigned long long)tensor->dims[0] : 0,
-            source->dims[0], source->dims[1], source->dims[2], source->dims[3]);
+        char got[SHAPE_BYTES];
+        format_shape(got, tensor);
+        self->status =
+            error_set(self->error, STATUS_INVALID_ARGUMENT,
+                      "tensor \"%s\" is %s, the model needs [%u, %u, %u, %u]", name, got,
+                      source->dims[0], source->dims[1], source->dims[2], source->dims[3]);
         return;
     }
     bool same = source->parts_count == 0 || source->dtype == tensor->dtype;

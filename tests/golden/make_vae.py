@@ -236,6 +236,11 @@ def small(folder):
     cases = Cases(model)
     cases.add("decode", torch.randn(1, 4, 5, 7))
     cases.add("encode", picture(1, 41, 63, 6))
+    cases.add("decode_smallest", torch.randn(3, 4, 1, 1), raw=True)
+    cases.add("encode_smallest", picture(3, 8, 8, 13))
+    z = torch.randn(1, 4, 9, 8)
+    z[0, :, 4, 5] = 40
+    cases.add("decode_hot_pixel", z, raw=True, step=2)
     cases.add("decode_three_passes", torch.randn(1, 4, 13, 19), ALWAYS, 64, 16, 3, step=4)
     cases.add("encode_three_passes", picture(1, 104, 140, 7), ALWAYS, 64, 16, 3)
     save(folder, "four", model, cases, torch.bfloat16)
@@ -271,11 +276,11 @@ def small(folder):
 
 def real(folder):
     os.makedirs(folder, exist_ok=True)
-    for name, dtype in (("real_f16", torch.float16), ("real_f32", torch.float32)):
+    for name, dtype, sizes in (("real_f16", torch.float16, (256, 512)), ("real_f32", torch.float32, (256,)),
+                               ("real_outliers", torch.bfloat16, (256,))):
         print(name)
-        model = build((128, 256, 512, 512), 2, 4, 32, dtype, 12, 128)
-        cases = Cases(model, exact=False)
-        sizes = (256, 512) if dtype == torch.float16 else (256,)
+        model = build((128, 256, 512, 512), 2, 4, 32, dtype, 12, 128, outliers=name == "real_outliers")
+        cases = Cases(model)
         for size in sizes:
             cases.add(f"decode_{size}", torch.randn(1, 4, size // 8, size // 8), exact=size == 256)
             cases.add(f"encode_{size}", picture(1, size, size, size), exact=size == 256)

@@ -258,8 +258,8 @@ static void a_model_of_real_size_computes_what_diffusers_does(void **state)
     (void)state;
     const char *folder = getenv("LUNA_REAL_DIR");
     if (folder == NULL) skip();
-    static const char *const models[] = {"real_f16", "real_f32"};
-    for (uint32_t i = 0; i < 2; i++) {
+    static const char *const models[] = {"real_f16", "real_f32", "real_outliers"};
+    for (uint32_t i = 0; i < 3; i++) {
         char weights[512];
         char cases[512];
         snprintf(weights, sizeof weights, "%s/%s.safetensors", folder, models[i]);
@@ -528,6 +528,52 @@ static void a_batch_gives_the_bytes_of_its_images_alone(void **state)
     free(batch);
 }
 
+static void half_precision_is_rounded_at_the_border_alone(void **state)
+{
+    const struct bench *self = *state;
+    enum { COUNT = 4 * 6 * 5 };
+    float latent[COUNT];
+    uint16_t halves[COUNT];
+    for (uint32_t i = 0; i < COUNT; i++) {
+        halves[i] = f32_to_f16(sinf((float)i * 0.53f));
+        latent[i] = f16_to_f32(halves[i]);
+    }
+    struct vae_request request = decode_request(1, 6, 5);
+    struct vae_plan plan;
+    float *pixels = run(self, &request, latent, &plan);
+    request.input_dtype = DTYPE_F16;
+    request.output_dtype = DTYPE_BF16;
+    uint16_t *rounded = run(self, &request, halves, &plan);
+    for (uint64_t i = 0; i < plan.output_bytes / 2; i++) {
+        assert_int_equal(rounded[i], f32_to_bf16(pixels[i]));
+    }
+    free(rounded);
+    free(pixels);
+}
+
+static void an_image_that_does_not_fit_is_encoded_in_smaller_tiles(void **state)
+{
+    const struct bench *self = *state;
+    struct vae_request request = encode_request(1, 300, 260);
+    struct vae_plan plan;
+    float *image = calloc(300 * 260 * 3, sizeof *image);
+    assert_non_null(image);
+    float *whole = run(self, &request, image, &plan);
+    uint64_t whole_bytes = plan.peak_bytes;
+    request.tiling = VAE_TILING_AUTO;
+    request.bytes_max = whole_bytes / 2;
+    float *tiled = run(self, &request, image, &plan);
+    assert_true(plan.tiled);
+    assert_true(plan.peak_bytes <= request.bytes_max);
+    assert_true(plan.request.tile < 512);
+    assert_true(plan.request.overlap < plan.request.tile / 2);
+    assert_int_equal(plan.output_bytes, 4 * 150 * 130 * 4);
+    for (uint64_t i = 0; i < plan.output_bytes / 4; i++) assert_true(isfinite(tiled[i]));
+    free(tiled);
+    free(whole);
+    free(image);
+}
+
 static void eight_bit_pixels_are_the_rounded_ones(void **state)
 {
     const struct bench *self = *state;
@@ -609,7 +655,9 @@ static void a_model_that_contradicts_its_tensors_is_refused_by_name(void **state
 
     struct vae_config config = self->config;
     config.block_channels[0] = 32;
-    assert_no_vae(self, self->weights, &config, "tensor \"encoder.conv_in.weight\"");
+    assert_no_vae(
+        self, self->weights, &config,
+        "tensor \"encoder.conv_in.weight\" is [8, 3, 3, 3], the model needs [32, 3, 3, 3]");
     config = self->config;
     config.levels = 9;
     assert_no_vae(self, self->weights, &config, "the model has 9 levels, it may be 1 to 8");
@@ -637,6 +685,8 @@ int main(void)
         cmocka_unit_test(a_large_tiled_plan_is_quick_and_has_the_peak_of_its_program),
         cmocka_unit_test(what_does_not_even_fit_in_tiles_says_what_it_needs),
         cmocka_unit_test(a_batch_gives_the_bytes_of_its_images_alone),
+        cmocka_unit_test(half_precision_is_rounded_at_the_border_alone),
+        cmocka_unit_test(an_image_that_does_not_fit_is_encoded_in_smaller_tiles),
         cmocka_unit_test(eight_bit_pixels_are_the_rounded_ones),
         cmocka_unit_test(a_decoder_without_encoder_decodes_and_says_that_it_cannot_encode),
         cmocka_unit_test(a_model_that_contradicts_its_tensors_is_refused_by_name),
