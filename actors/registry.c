@@ -1,0 +1,787 @@
+// registry.c - the actor that owns the names of models: which files, what they offer, where they
+// are loaded.
+//
+//     client --Ask--> router --> registry --order--> registry lane (disk)
+//                                   |  <--result--
+//                                   +--ModelDefinition, LoadModel, UnloadModel--> executors
+//                                   --ModelLoaded-->
+//                                   +--ModelNotice--> router, scaler, monitor
+//
+// A name is known to the others once its headers have been read; a model of the configuration that
+// cannot be opened is kept as failed, one that a client wanted to register is refused. The
+// generation is a digest of the files as they were opened: the same files have the same one, also
+// after the core was restarted.
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zmq.h>
+
+#include "actors/ask.h"
+#include "actors/device_table.h"
+#include "actors/event.h"
+#include "actors/post.h"
+#include "actors/registry_lane.h"
+#include "actors/topology.h"
+#include "runtime/socket.h"
+
+#define MODELS_MAX 128u
+#define OPENINGS_MAX 96u  // the configuration's models and those that clients register meanwhile
+#define WAITS_MAX 64u
+#define START_MS_MAX 1000u  // that the start waits for the configuration's models
+#define PAGE_MODELS 32u
+
+_Static_assert(OPENINGS_MAX > CONFIG_MODELS_MAX,
+               "all the configuration's models are opened at once");
+
+struct loaded_on {
+    char device[32];  // name
+    uint32_t users;   // workers there
+};
+
+struct entry {
+    bool opened;           // the files are known; false: the model failed
+    luna_Model model;      // as clients see it, but loaded_on, users and state
+    uint32_t files_count;  // of files
+    struct model_file files[REGISTRY_FILES_MAX];  // as they were opened
+    struct model_file embeddings;                 // path "" when there is none
+    uint64_t generation;                          // digest of files and embeddings
+    uint64_t weights_vae_bytes;                   // of the parts
+    uint64_t weights_text_bytes;                  // see there
+    uint32_t loaded_count;                        // entries of loaded
+    struct loaded_on loaded[DEVICE_TABLE_MAX];    // devices that hold it
+    bool loading;                                 // an executor was told to load it
+};
+
+// A model whose files are being opened.
+struct opening {
+    uint64_t ticket;       // of the order; 0: the entry is free
+    char name[64];         // of the model
+    uint32_t files_count;  // of the order
+    bool asked;            // by a client, who waits for the answer
+    struct ask ask;        // with asked
+};
+
+// A client who waits for a model to be loaded, or unloaded.
+struct wait {
+    bool used;       // the entry is one
+    char name[64];   // of the model
+    bool unload;     // waits for its end
+    struct ask ask;  // to be answered
+};
+
+struct registry {
+    const struct actor_context *context;    // as actor.h gives it
+    const struct config *config;            // of the daemon
+    void *executors;                        // ROUTER
+    void *router;                           // PAIR
+    void *scaler;                           // PAIR
+    void *lane_socket;                      // PAIR
+    void *events;                           // PUSH, never read
+    struct loop_socket *watch_executors;    // of executors
+    struct loop_socket *watch_router;       // of router
+    struct loop_socket *watch_scaler;       // of scaler
+    struct loop_socket *watch_lane;         // of lane_socket
+    struct actor *lane;                     // reads headers
+    struct device_table devices;            // executors
+    uint64_t tickets;                       // the last one given out
+    uint32_t openings_count;                // entries of openings in use
+    struct opening openings[OPENINGS_MAX];  // in no order
+    struct wait waits[WAITS_MAX];           // in no order
+    uint32_t count;                         // entries of models
+    struct entry models[MODELS_MAX];        // in the order in which they were registered
+};
+
+static struct entry *find_model(struct registry *self, const char *name)
+{
+    for (uint32_t i = 0; i < self->count; i++) {
+        if (strcmp(self->models[i].model.name, name) == 0) return &self->models[i];
+    }
+    return NULL;
+}
+
+// ---- what others are told
+
+// The model as clients see it.
+static luna_Model public_model(const struct entry *entry)
+{
+    luna_Model model = entry->model;
+    const size_t devices_max = sizeof model.loaded_on / sizeof model.loaded_on[0];
+    const char *state = "registered";
+    if (entry->loading) state = "loading";
+    if (entry->loaded_count > 0) state = "loaded";
+    if (entry->loaded_count == 0 && !entry->loading && model.message[0] != '\0') state = "failed";
+    text_set(model.state, sizeof model.state, state);
+    for (uint32_t i = 0; i < entry->loaded_count && i < devices_max; i++) {
+        text_set(model.loaded_on[i], sizeof model.loaded_on[i], entry->loaded[i].device);
+        model.loaded_on_count += 1;
+        model.users += entry->loaded[i].users;
+    }
+    return model;
+}
+
+static void tell_notice(struct registry *self, const struct entry *entry)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_model_notice_tag};
+    luna_ModelNotice *notice = &letter.letter.model_notice;
+    const struct config_models *models = &self->config->models;
+    notice->has_model = true;
+    notice->model = public_model(entry);
+    notice->weights_vae_bytes = entry->weights_vae_bytes;
+    notice->weights_text_bytes = entry->weights_text_bytes;
+    notice->is_default_vae =
+        notice->model.offers_vae && strcmp(models->default_vae, notice->model.name) == 0;
+    notice->is_default_text =
+        notice->model.offers_text && strcmp(models->default_text, notice->model.name) == 0;
+    enum status to_router = post_letter(self->router, &letter, NULL);
+    enum status to_scaler = post_letter(self->scaler, &letter, NULL);
+    post_letter(self->events, &letter, NULL);
+    if (to_router != STATUS_OK || to_scaler != STATUS_OK) {
+        log_event(self->context->log, LOG_ERROR, "notice.lost", "model=%s router=%s scaler=%s",
+                  notice->model.name, status_name(to_router), status_name(to_scaler));
+    }
+    // Before they are watched they are read from the start anyway.
+    if (self->watch_router != NULL) loop_socket_touch(self->watch_router);
+    if (self->watch_scaler != NULL) loop_socket_touch(self->watch_scaler);
+}
+
+static void tell_event(struct registry *self, const char *topic, const struct entry *entry,
+                       const char *device, enum status code, const char *message)
+{
+    luna_Letter letter = event_make(topic, "registry", message);
+    luna_Event *event = &letter.letter.event;
+    text_set(event->model, sizeof event->model, entry->model.name);
+    text_set(event->device, sizeof event->device, device);
+    event->code = (luna_Code)code;
+    post_letter(self->events, &letter, NULL);
+    log_event(self->context->log, code == STATUS_OK ? LOG_INFO : LOG_WARNING, topic,
+              "model=%s device=%s code=%s why=%s", entry->model.name, device, status_name(code),
+              message);
+}
+
+static void post_to_executor(struct registry *self, struct bytes connection,
+                             const luna_Letter *letter)
+{
+    enum status status = post_letter_to(self->executors, connection, letter, NULL);
+    if (status != STATUS_OK) {
+        log_event(self->context->log, LOG_WARNING, "letter.dropped", "letter=%d why=%s",
+                  (int)letter->which_letter, status_name(status));
+    }
+    if (self->watch_executors != NULL) loop_socket_touch(self->watch_executors);
+}
+
+static void tell_definition(struct registry *self, struct bytes connection,
+                            const struct entry *entry)
+{
+    if (!entry->opened) return;
+    luna_Letter letter = {.which_letter = luna_Letter_model_definition_tag};
+    luna_ModelDefinition *definition = &letter.letter.model_definition;
+    text_set(definition->name, sizeof definition->name, entry->model.name);
+    text_set(definition->embeddings, sizeof definition->embeddings, entry->embeddings.path);
+    definition->generation = entry->generation;
+    definition->offers_vae = entry->model.offers_vae;
+    definition->offers_text = entry->model.offers_text;
+    for (uint32_t i = 0; i < entry->files_count; i++) {
+        text_set(definition->files[i], sizeof definition->files[i], entry->files[i].path);
+        definition->files_count += 1;
+    }
+    post_to_executor(self, connection, &letter);
+}
+
+static void tell_definition_to_all(struct registry *self, const struct entry *entry)
+{
+    for (uint32_t i = 0; i < self->devices.count; i++) {
+        tell_definition(self, device_entry_connection(&self->devices.entries[i]), entry);
+    }
+}
+
+static void answer(struct registry *self, const struct ask *ask, const struct entry *entry,
+                   const struct error *error)
+{
+    assert(entry != NULL || error != NULL);
+    luna_ModelReply reply = luna_ModelReply_init_zero;
+    if (error == NULL) {
+        reply.has_model = true;
+        reply.model = public_model(entry);
+    }
+    ask_answer(self->router, ask, luna_ModelReply_fields, &reply, error);
+    if (self->watch_router != NULL) loop_socket_touch(self->watch_router);
+}
+
+// Answers everybody who waits for the model to be loaded (unloaded).
+static void answer_waits(struct registry *self, const struct entry *entry, bool unload,
+                         const struct error *error)
+{
+    for (uint32_t i = 0; i < WAITS_MAX; i++) {
+        struct wait *wait = &self->waits[i];
+        if (!wait->used || wait->unload != unload) continue;
+        if (strcmp(wait->name, entry->model.name) != 0) continue;
+        wait->used = false;
+        answer(self, &wait->ask, entry, error);
+    }
+}
+
+// ---- opening
+
+static uint64_t digest_bytes(uint64_t digest, const void *data, size_t size)
+{
+    const uint8_t *bytes = data;
+    for (size_t i = 0; i < size; i++) digest = (digest ^ bytes[i]) * UINT64_C(1099511628211);
+    return digest;
+}
+
+static uint64_t digest_file(uint64_t digest, const struct model_file *file)
+{
+    const uint64_t numbers[] = {file->device, file->inode, file->size, file->modified_ns};
+    digest = digest_bytes(digest, file->path, strlen(file->path) + 1);
+    return digest_bytes(digest, numbers, sizeof numbers);
+}
+
+static uint64_t generation_of(const struct lane_result *result, uint32_t files_count)
+{
+    uint64_t digest = UINT64_C(14695981039346656037);
+    for (uint32_t i = 0; i < files_count; i++) digest = digest_file(digest, &result->files[i]);
+    return digest_file(digest, &result->embeddings);
+}
+
+// Sends the order whose files are set. The opening's ask is set by the caller.
+static enum status start_opening(struct registry *self, const char *name, struct lane_order *order,
+                                 struct opening **out, struct error *error)
+{
+    assert(order->files_count >= 1);
+    struct opening *opening = NULL;
+    for (uint32_t i = 0; opening == NULL && i < OPENINGS_MAX; i++) {
+        if (self->openings[i].ticket == 0) opening = &self->openings[i];
+    }
+    if (opening == NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u models are being opened already",
+                         OPENINGS_MAX);
+    }
+    order->ticket = self->tickets + 1;
+    struct message message;
+    message_init(&message);
+    enum status status =
+        message_append(&message, (struct bytes){.data = order, .size = sizeof *order});
+    if (status == STATUS_OK) status = message_send(&message, self->lane_socket);
+    message_clear(&message);
+    if (self->watch_lane != NULL) loop_socket_touch(self->watch_lane);
+    if (status != STATUS_OK) return error_set(error, status, "the registry's lane takes no order");
+    self->tickets = order->ticket;
+    self->openings_count += 1;
+    *opening = (struct opening){.ticket = order->ticket, .files_count = order->files_count};
+    text_set(opening->name, sizeof opening->name, name);
+    *out = opening;
+    return STATUS_OK;
+}
+
+static struct entry *take_entry(struct registry *self, const char *name)
+{
+    struct entry *entry = find_model(self, name);
+    if (entry != NULL || self->count == MODELS_MAX) return entry;
+    entry = &self->models[self->count];
+    self->count += 1;
+    memset(entry, 0, sizeof *entry);
+    text_set(entry->model.name, sizeof entry->model.name, name);
+    return entry;
+}
+
+static void fail_opening(struct registry *self, const struct opening *opening,
+                         const struct error *error)
+{
+    if (opening->asked) {
+        answer(self, &opening->ask, NULL, error);
+        return;
+    }
+    struct entry *entry = take_entry(self, opening->name);
+    if (entry == NULL || entry->opened) return;
+    text_set(entry->model.message, sizeof entry->model.message, error->message);
+    tell_event(self, "error", entry, "", error->status, error->message);
+    tell_notice(self, entry);
+}
+
+static void finish_opening(struct registry *self, const struct opening *opening,
+                           const struct lane_result *result)
+{
+    struct error error = {0};
+    struct entry *entry = take_entry(self, opening->name);
+    if (entry == NULL) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "%u models are registered, no more fit",
+                  MODELS_MAX);
+        fail_opening(self, opening, &error);
+        return;
+    }
+    uint64_t generation = generation_of(result, opening->files_count);
+    if (!entry->opened || entry->generation != generation) {
+        luna_Model model = result->model;
+        memcpy(model.name, entry->model.name, sizeof model.name);
+        *entry = (struct entry){.opened = true,
+                                .model = model,
+                                .files_count = opening->files_count,
+                                .embeddings = result->embeddings,
+                                .generation = generation,
+                                .weights_vae_bytes = result->weights_vae_bytes,
+                                .weights_text_bytes = result->weights_text_bytes};
+        memcpy(entry->files, result->files, sizeof entry->files);
+        tell_definition_to_all(self, entry);
+        tell_notice(self, entry);
+        log_event(self->context->log, LOG_INFO, "model.registered", "model=%s kind=%s bytes=%lu",
+                  model.name, model.kind, (unsigned long)model.bytes);
+    }
+    if (opening->asked) answer(self, &opening->ask, entry, NULL);
+}
+
+static void on_result(struct registry *self, const struct lane_result *result)
+{
+    for (uint32_t i = 0; i < OPENINGS_MAX; i++) {
+        struct opening *opening = &self->openings[i];
+        if (opening->ticket != result->ticket) continue;
+        if (result->error.status == STATUS_OK) {
+            finish_opening(self, opening, result);
+        } else {
+            fail_opening(self, opening, &result->error);
+        }
+        opening->ticket = 0;
+        self->openings_count -= 1;
+        return;
+    }
+    assert(!"a result without an order");
+}
+
+static void on_lane(void *state)
+{
+    struct registry *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        struct lane_result result;
+        message_init(&message);
+        if (message_receive(&message, self->lane_socket) != STATUS_OK) return;
+        assert(message_frame(&message, 0).size == sizeof result);
+        memcpy(&result, message_frame(&message, 0).data, sizeof result);
+        message_clear(&message);
+        on_result(self, &result);
+    }
+}
+
+// ---- executors
+
+static void forget_device(struct entry *entry, const char *device)
+{
+    for (uint32_t i = 0; i < entry->loaded_count; i++) {
+        if (strcmp(entry->loaded[i].device, device) != 0) continue;
+        entry->loaded_count -= 1;
+        entry->loaded[i] = entry->loaded[entry->loaded_count];
+        return;
+    }
+}
+
+// Says what the names stand for to an executor that is new, or that met a new core.
+static void introduce(struct registry *self, struct bytes connection)
+{
+    for (uint32_t i = 0; i < self->count; i++) {
+        tell_definition(self, connection, &self->models[i]);
+    }
+}
+
+static void on_device_report(struct registry *self, struct bytes connection,
+                             const luna_DeviceReport *report)
+{
+    if (!device_table_report(&self->devices, connection, report)) return;
+    for (uint32_t i = 0; i < self->count; i++) {
+        uint32_t before = self->models[i].loaded_count;
+        forget_device(&self->models[i], report->name);
+        self->models[i].loading = false;
+        if (self->models[i].loaded_count != before) tell_notice(self, &self->models[i]);
+    }
+    introduce(self, connection);
+    luna_Letter who = {.which_letter = luna_Letter_who_tag};
+    post_to_executor(self, connection, &who);
+}
+
+// True when the device was not among those that hold the model.
+static bool note_loaded(struct entry *entry, const luna_ModelLoaded *loaded)
+{
+    uint32_t i = 0;
+    while (i < entry->loaded_count && strcmp(entry->loaded[i].device, loaded->device) != 0) i += 1;
+    if (i == DEVICE_TABLE_MAX) return false;
+    bool is_new = i == entry->loaded_count;
+    if (is_new) entry->loaded_count += 1;
+    text_set(entry->loaded[i].device, sizeof entry->loaded[i].device, loaded->device);
+    entry->loaded[i].users = loaded->users;
+    return is_new;
+}
+
+static void on_load_failed(struct registry *self, struct entry *entry,
+                           const luna_ModelLoaded *loaded)
+{
+    struct error error;
+    error_set(&error, (enum status)loaded->code, "%s", loaded->message);
+    entry->loading = false;
+    text_set(entry->model.message, sizeof entry->model.message, loaded->message);
+    tell_event(self, "error", entry, loaded->device, error.status, error.message);
+    answer_waits(self, entry, loaded->unloaded, &error);
+}
+
+static void on_model_loaded(struct registry *self, const luna_ModelLoaded *loaded)
+{
+    struct entry *entry = find_model(self, loaded->name);
+    if (entry == NULL) return;
+    uint32_t before = entry->loaded_count;
+    if (loaded->hash_vae[0] != '\0') {
+        text_set(entry->model.hash_vae, sizeof entry->model.hash_vae, loaded->hash_vae);
+    }
+    if (loaded->hash_text[0] != '\0') {
+        text_set(entry->model.hash_text, sizeof entry->model.hash_text, loaded->hash_text);
+    }
+    if (loaded->unloaded) {
+        forget_device(entry, loaded->device);
+    } else if (note_loaded(entry, loaded)) {
+        tell_event(self, "model.loaded", entry, loaded->device, STATUS_OK, "");
+    }
+    if (entry->loaded_count < before) {
+        tell_event(self, "model.unloaded", entry, loaded->device, STATUS_OK, "");
+    }
+    if (loaded->code != luna_Code_OK) {
+        on_load_failed(self, entry, loaded);
+    } else {
+        entry->model.message[0] = '\0';
+        if (!loaded->unloaded) entry->loading = false;
+        answer_waits(self, entry, loaded->unloaded, NULL);
+    }
+    tell_notice(self, entry);
+}
+
+static void on_executor_letter(struct registry *self, struct bytes connection,
+                               const luna_Letter *letter)
+{
+    if (letter->which_letter == luna_Letter_device_tag) {
+        on_device_report(self, connection, &letter->letter.device);
+    } else if (letter->which_letter == luna_Letter_who_tag) {
+        introduce(self, connection);
+    } else if (device_table_find(&self->devices, connection) == NULL) {
+        luna_Letter who = {.which_letter = luna_Letter_who_tag};
+        post_to_executor(self, connection, &who);
+    } else if (letter->which_letter == luna_Letter_model_loaded_tag) {
+        on_model_loaded(self, &letter->letter.model_loaded);
+    }
+}
+
+static void on_executors(void *state)
+{
+    struct registry *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->executors) != STATUS_OK) return;
+        uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];
+        struct bytes from = {.data = connection, .size = message_frame(&message, 0).size};
+        if (from.size > 0 && from.size <= sizeof connection) {
+            memcpy(connection, message_frame(&message, 0).data, from.size);
+            message_drop_first(&message);
+            if (post_read(&message, &letter)) on_executor_letter(self, from, &letter);
+        }
+        message_clear(&message);
+    }
+}
+
+// ---- what clients ask
+
+static enum status ask_register(struct registry *self, const struct ask *ask,
+                                const luna_ModelRegister *request, struct error *error)
+{
+    if (!ask->admin) {
+        return error_set(error, STATUS_PERMISSION_DENIED, "registering models is for admins");
+    }
+    if (!codec_name_valid(request->name)) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "\"%s\" is no name for a model",
+                         request->name);
+    }
+    if (request->files_count == 0) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "model \"%s\" needs at least one file",
+                         request->name);
+    }
+    struct lane_order order = {.files_count = request->files_count};
+    for (uint32_t i = 0; i < request->files_count; i++) {
+        text_set(order.files[i], sizeof order.files[i], request->files[i]);
+    }
+    text_set(order.embeddings, sizeof order.embeddings, request->embeddings);
+    struct opening *opening = NULL;
+    enum status status = start_opening(self, request->name, &order, &opening, error);
+    if (status != STATUS_OK) return status;
+    opening->asked = true;
+    opening->ask = *ask;
+    return STATUS_OK;
+}
+
+static enum status find_opened(struct registry *self, const char *name, struct entry **out,
+                               struct error *error)
+{
+    struct entry *entry = find_model(self, name);
+    if (entry == NULL) {
+        return error_set(error, STATUS_NOT_FOUND, "model \"%s\" is not known here", name);
+    }
+    if (!entry->opened) {
+        return error_set(error, STATUS_FAILED_PRECONDITION, "model \"%s\" cannot be opened: %s",
+                         name, entry->model.message);
+    }
+    *out = entry;
+    return STATUS_OK;
+}
+
+static enum status add_wait(struct registry *self, const struct ask *ask, const char *name,
+                            bool unload, struct error *error)
+{
+    for (uint32_t i = 0; i < WAITS_MAX; i++) {
+        struct wait *wait = &self->waits[i];
+        if (wait->used) continue;
+        *wait = (struct wait){.used = true, .unload = unload, .ask = *ask};
+        text_set(wait->name, sizeof wait->name, name);
+        return STATUS_OK;
+    }
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u clients wait for models already",
+                     WAITS_MAX);
+}
+
+static enum status ask_load(struct registry *self, const struct ask *ask, const char *name,
+                            struct error *error)
+{
+    struct entry *entry = NULL;
+    enum status status = find_opened(self, name, &entry, error);
+    if (status != STATUS_OK) return status;
+    if (entry->loaded_count > 0) {
+        answer(self, ask, entry, NULL);
+        return STATUS_OK;
+    }
+    if (self->devices.count == 0) {
+        error_set(error, STATUS_UNAVAILABLE, "no executor is there to load model \"%s\"", name);
+        error->retry_after_ms = 500;
+        return STATUS_UNAVAILABLE;
+    }
+    status = add_wait(self, ask, name, false, error);
+    if (status != STATUS_OK) return status;
+    luna_Letter letter = {.which_letter = luna_Letter_load_model_tag};
+    text_set(letter.letter.load_model.name, sizeof letter.letter.load_model.name, name);
+    post_to_executor(self, device_entry_connection(&self->devices.entries[0]), &letter);
+    entry->loading = true;
+    tell_notice(self, entry);
+    return STATUS_OK;
+}
+
+static enum status ask_unload(struct registry *self, const struct ask *ask, const char *name,
+                              struct error *error)
+{
+    struct entry *entry = NULL;
+    enum status status = STATUS_OK;
+    if (!ask->admin) {
+        return error_set(error, STATUS_PERMISSION_DENIED, "unloading models is for admins");
+    }
+    status = find_opened(self, name, &entry, error);
+    if (status != STATUS_OK) return status;
+    if (entry->loaded_count == 0) {
+        answer(self, ask, entry, NULL);
+        return STATUS_OK;
+    }
+    const luna_Model model = public_model(entry);
+    if (model.users > 0) {
+        return error_set(error, STATUS_FAILED_PRECONDITION,
+                         "%u workers use model \"%s\"; they retire when they have been idle",
+                         model.users, name);
+    }
+    status = add_wait(self, ask, name, true, error);
+    if (status != STATUS_OK) return status;
+    luna_Letter letter = {.which_letter = luna_Letter_unload_model_tag};
+    text_set(letter.letter.unload_model.name, sizeof letter.letter.unload_model.name, name);
+    for (uint32_t i = 0; i < self->devices.count; i++) {
+        post_to_executor(self, device_entry_connection(&self->devices.entries[i]), &letter);
+    }
+    return STATUS_OK;
+}
+
+static enum status ask_list(struct registry *self, const struct ask *ask, uint32_t offset,
+                            struct error *error)
+{
+    luna_ModelListReply *reply = calloc(1, sizeof *reply);
+    if (reply == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a list");
+    reply->total = self->count;
+    for (uint32_t i = offset; i < self->count && reply->models_count < PAGE_MODELS; i++) {
+        reply->models[reply->models_count] = public_model(&self->models[i]);
+        reply->models_count += 1;
+    }
+    ask_answer(self->router, ask, luna_ModelListReply_fields, reply, NULL);
+    free(reply);
+    return STATUS_OK;
+}
+
+static void on_ask(struct registry *self, const luna_Ask *letter, const struct message *frames)
+{
+    struct ask ask;
+    struct error error = {0};
+    union codec_request request;
+    enum status status = ask_read(letter, frames, &ask, &request, &error);
+    if (status == STATUS_OK) {
+        switch (ask.header.operation) {
+        case luna_Operation_MODEL_REGISTER:
+            status = ask_register(self, &ask, &request.model_register, &error);
+            break;
+        case luna_Operation_MODEL_LOAD:
+            status = ask_load(self, &ask, request.model_name.name, &error);
+            break;
+        case luna_Operation_MODEL_UNLOAD:
+            status = ask_unload(self, &ask, request.model_name.name, &error);
+            break;
+        case luna_Operation_MODEL_LIST:
+            status = ask_list(self, &ask, request.page.offset, &error);
+            break;
+        default:
+            status = error_set(&error, STATUS_UNIMPLEMENTED, "the registry knows models only");
+        }
+    }
+    if (status != STATUS_OK) answer(self, &ask, NULL, &error);
+}
+
+static void on_router(void *state)
+{
+    struct registry *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->router) != STATUS_OK) return;
+        if (post_read(&message, &letter) && letter.which_letter == luna_Letter_ask_tag) {
+            on_ask(self, &letter.letter.ask, &message);
+        }
+        message_clear(&message);
+    }
+}
+
+// The scaler says nothing; reading keeps the socket's signals right.
+static void on_scaler(void *state)
+{
+    struct registry *self = state;
+    struct message message;
+    message_init(&message);
+    while (message_receive(&message, self->scaler) == STATUS_OK) message_clear(&message);
+}
+
+// ---- life
+
+static enum status open_sockets(struct registry *self, const char *private_directory,
+                                struct error *error)
+{
+    char endpoint[SOCKET_ENDPOINT_BYTES];
+    socket_ipc_endpoint(endpoint, sizeof endpoint, private_directory, SOCKET_REGISTRY);
+    const struct {
+        void **socket;
+        enum edge edge;
+        const char *address;
+        bool binds;
+    } ends[] = {
+        {&self->events, EDGE_EVENTS, ADDRESS_EVENTS, false},
+        {&self->lane_socket, EDGE_LANE, REGISTRY_LANE_ADDRESS, true},
+        {&self->router, EDGE_ROUTER_REGISTRY, ADDRESS_ROUTER_REGISTRY, false},
+        {&self->scaler, EDGE_REGISTRY_SCALER, ADDRESS_REGISTRY_SCALER, true},
+        {&self->executors, EDGE_REGISTRY, endpoint, true},
+    };
+    enum status status = STATUS_OK;
+    for (size_t i = 0; status == STATUS_OK && i < sizeof ends / sizeof ends[0]; i++) {
+        status = socket_open(ends[i].socket, self->context->zmq, ends[i].edge, error);
+        if (status != STATUS_OK) break;
+        status = ends[i].binds ? socket_bind(*ends[i].socket, ends[i].address, error)
+                               : socket_connect(*ends[i].socket, ends[i].address, error);
+    }
+    return status;
+}
+
+static enum status watch_all(struct registry *self, struct error *error)
+{
+    const struct {
+        void *socket;
+        void (*on_readable)(void *state);
+        struct loop_socket **watch;
+    } watches[] = {
+        {self->executors, on_executors, &self->watch_executors},
+        {self->router, on_router, &self->watch_router},
+        {self->scaler, on_scaler, &self->watch_scaler},
+        {self->lane_socket, on_lane, &self->watch_lane},
+    };
+    enum status status = STATUS_OK;
+    for (size_t i = 0; status == STATUS_OK && i < sizeof watches / sizeof watches[0]; i++) {
+        status = loop_add_socket(self->context->loop, watches[i].socket, false,
+                                 watches[i].on_readable, self, watches[i].watch, error);
+    }
+    return status;
+}
+
+// Opens the configuration's models, and waits a moment, so that requests find them when the daemon
+// is ready.
+static void open_configured(struct registry *self)
+{
+    for (uint32_t i = 0; i < self->config->model_count; i++) {
+        const struct config_model *model = &self->config->model[i];
+        struct lane_order order = {.embeddings_anywhere = true};
+        struct opening *opening = NULL;
+        struct error error = {0};
+        for (uint32_t k = 0; k < model->files.count && k < REGISTRY_FILES_MAX; k++) {
+            text_set(order.files[k], sizeof order.files[k], model->files.items[k]);
+            order.files_count += 1;
+        }
+        text_set(order.embeddings, sizeof order.embeddings, model->embeddings);
+        if (start_opening(self, model->name, &order, &opening, &error) != STATUS_OK) {
+            log_event(self->context->log, LOG_ERROR, "model.lost", "model=%s why=%s", model->name,
+                      error.message);
+        }
+    }
+    const struct clock *clock = loop_clock(self->context->loop);
+    uint64_t end_ms = clock_ms(clock) + START_MS_MAX;
+    uint64_t now_ms = clock_ms(clock);
+    while (self->openings_count > 0 && now_ms < end_ms) {
+        zmq_pollitem_t item = {.socket = self->lane_socket, .events = ZMQ_POLLIN};
+        zmq_poll(&item, 1, (long)(end_ms - now_ms));
+        on_lane(self);
+        now_ms = clock_ms(clock);
+    }
+}
+
+static void registry_destroy(void *state)
+{
+    struct registry *self = state;
+    if (self == NULL) return;
+    actor_stop(&self->lane);
+    struct loop_socket **watches[] = {&self->watch_executors, &self->watch_router,
+                                      &self->watch_scaler, &self->watch_lane};
+    for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++) loop_socket_remove(watches[i]);
+    void **sockets[] = {&self->executors, &self->router, &self->scaler, &self->lane_socket,
+                        &self->events};
+    for (size_t i = 0; i < sizeof sockets / sizeof sockets[0]; i++) socket_close(sockets[i]);
+    free(self);
+}
+
+static enum status registry_create(void **state, const struct actor_context *context,
+                                   const void *arguments, struct error *error)
+{
+    assert(state != NULL);
+    assert(arguments != NULL);
+    const struct core_arguments *core = arguments;
+    struct registry *self = calloc(1, sizeof *self);
+    if (self == NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the registry");
+    }
+    self->context = context;
+    self->config = core->config;
+    const struct actor_host host = {
+        .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};
+    enum status status = open_sockets(self, core->private_directory, error);
+    if (status == STATUS_OK) {
+        status = actor_start(&self->lane, &registry_lane_kind, &host, core, error);
+    }
+    if (status == STATUS_OK) open_configured(self);
+    if (status == STATUS_OK) status = watch_all(self, error);
+    if (status != STATUS_OK) {
+        registry_destroy(self);
+        return status;
+    }
+    *state = self;
+    return STATUS_OK;
+}
+
+const struct actor_kind registry_kind = {"registry", registry_create, registry_destroy, NULL};
