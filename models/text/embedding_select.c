@@ -12,6 +12,7 @@
 
 #include "models/text/embeddings.h"
 
+#define EMBEDDING_WIDTH_MAX 4096u
 #define SUFFIX_BYTES 32u
 #define TENSORS_MAX 4096u  // of one embedding; a list is searched once a dictionary
 
@@ -45,7 +46,8 @@ static void take(struct selection *self, const struct tensor *tensor)
         rows *= tensor->dims[i];
     }
     struct embedding_vectors *vectors = &self->vectors;
-    if (width == 0 || width > UINT16_MAX || rows > EMBEDDING_VECTORS_MAX - vectors->count) {
+    if (width == 0 || width > EMBEDDING_WIDTH_MAX ||
+        rows > EMBEDDING_VECTORS_MAX - vectors->count) {
         fail(self, tensor, "has too many or too wide vectors, or none");
         return;
     }

@@ -259,6 +259,13 @@ int64_t text_embeddings_find(const struct text_embeddings *self, struct bytes na
     return best == NULL ? -1 : (int64_t)best->file;
 }
 
+const char *text_embeddings_path(const struct text_embeddings *self, uint32_t index)
+{
+    assert(self != NULL);
+    assert(index < self->files.count);
+    return self->files.items[index].path;
+}
+
 // Opens a file that is not open yet.
 static enum status open_table(const struct text_embeddings *self, const char *path,
                               struct tensor_table **out, struct error *error)

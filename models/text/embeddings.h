@@ -21,6 +21,10 @@ struct embedding_vectors {
 // Thread:    any.
 int64_t text_embeddings_find(const struct text_embeddings *self, struct bytes name);
 
+// The file's path below the folder. Lives as long as the embeddings.
+// Thread:    any.
+const char *text_embeddings_path(const struct text_embeddings *self, uint32_t index);
+
 // Reads the vectors of one file for an encoder: "clip_l", "clip_g" or "clip_h" of the given width.
 // A one-dimensional tensor is one vector. Files are kept open once read.
 // Ownership: the caller frees out->values.

@@ -161,7 +161,7 @@ static void add_pooled(const struct builder *self, uint32_t rows)
 {
     struct program *program = self->program;
     const struct text_pass *pass = self->pass;
-    const struct weight *projection = pass->project ? self->network->projection : NULL;
+    const struct weight *projection = self->network->projection;
     uint32_t out_width = projection != NULL ? self->network->config.projection : self->width;
 
     struct value token = program_tensor(program, 1, 1, pass->pooled_count, self->width);

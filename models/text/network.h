@@ -33,7 +33,7 @@ struct text_network {
     void *projection_copy;                 // of a tensor that the file holds transposed
     struct weight **weights;               // all of the above, to destroy them
     uint32_t weights_count, weights_room;  // of that list
-    uint64_t bytes;                        // of the tensors in the file
+    uint64_t bytes;                        // of memory: tensors that are read in place, and copies
 };
 
 // Puts one encoder on a device, with the projection when it is wanted.
@@ -66,7 +66,6 @@ struct text_pass {
     uint32_t pooled_count;       // rows whose pooled output is wanted; all of them need all layers
     struct value pooled_tokens;  // slot: i32 [pooled_count]: row of the pass * T + token
     struct value pooled;         // slot: f32 [pooled_count, P or W]
-    bool project;                // apply the projection, if there is one
     uint64_t activation_bytes;   // of one element on the device
 };
 

@@ -78,7 +78,9 @@ static const void *straight_data(struct loader *self, const struct tensor *tenso
     if (self->network->projection_copy == NULL) {
         self->status = error_set(self->error, STATUS_RESOURCE_EXHAUSTED,
                                  "no memory for tensor \"%s\"", tensor->name);
+        return NULL;
     }
+    self->network->bytes += tensor->bytes;
     return self->network->projection_copy;
 }
 
@@ -123,6 +125,7 @@ static struct weight *create(struct loader *self, const struct weight_source *so
     self->status = weight_create(&weight, self->device, source, self->error);
     if (self->status != STATUS_OK) return NULL;
     network->weights[network->weights_count++] = weight;
+    network->bytes += weight_bytes(weight);
     return weight;
 }
 

@@ -22,4 +22,8 @@ uint32_t text_parts(enum text_kind kind, enum model_part parts[MODEL_PART_COUNT]
 // Thread:    any.
 enum model_part text_pooled_part(enum text_kind kind);
 
+// What files and people call a part: "clip_l".
+// Thread:    any.
+const char *text_part_key(enum model_part part);
+
 #endif  // MODELS_TEXT_TEXT_MODEL_H
