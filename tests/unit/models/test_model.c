@@ -203,6 +203,9 @@ static void a_vae_after_a_checkpoint_replaces_the_checkpoints(void **state)
     assert_part(model, MODEL_VAE, "vae");
     model_close(&model);
 
+    const char *checkpoints[] = {GOLDEN "sdxl.safetensors", GOLDEN "sdxl.safetensors"};
+    assert_int_equal(model_open(&model, checkpoints, 2, NULL, NULL), STATUS_INVALID_ARGUMENT);
+
     const char *twice[] = {GOLDEN "vae.safetensors", GOLDEN "vae_old.safetensors"};
     struct error error = {0};
     assert_int_equal(model_open(&model, twice, 2, NULL, &error), STATUS_INVALID_ARGUMENT);
