@@ -1,0 +1,515 @@
+// leases.c - the actor that lends shared memory to clients of this machine.
+//
+//     client  --lease.sock--> acquire, release   (its connection is the session: EOF gives all
+//     back) worker  --pools.sock--> the descriptor of a pool router  --PAIR--------> pin for a job,
+//     unpin
+//
+// Each uid has a pool of its own: a sealed, sparse memfd whose size nobody can change, so no
+// mapping of it can ever fault. Numbers of pools begin at a random one, so that a worker that
+// outlived a core never takes a new pool for one that it has mapped. When a pool's last session
+// ends, its pages go back to the system.
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "actors/event.h"
+#include "actors/lease_table.h"
+#include "actors/packet.h"
+#include "actors/post.h"
+#include "actors/topology.h"
+#include "messages/letter.h"
+#include "runtime/actor.h"
+#include "runtime/socket.h"
+
+#define POOLS_MAX 16u
+#define CONNECTIONS_MAX 256u
+#define POOL_BYTES_MAX (UINT64_C(1) << 30)
+#define POOL_SHARE 4u  // a pool has at most this part of the machine's memory
+#define COUNTS_AFTER_MS 100u
+
+struct pool {
+    uint32_t number;            // 0: the entry is free
+    uint32_t uid;               // whose
+    int descriptor;             // memfd
+    uint64_t bytes;             // of it
+    uint32_t sessions;          // connections that use it
+    struct lease_table *table;  // who holds what
+};
+
+struct connection {
+    struct leases *owner;           // back to the actor
+    int socket;                     // -1: the entry is free
+    struct loop_descriptor *watch;  // of socket
+    uint64_t session;               // number, above 0
+    uint32_t uid;                   // of the peer
+    bool is_client;                 // else a worker
+    struct pool *pool;              // of a client that has acquired something; else NULL
+};
+
+struct leases {
+    const struct actor_context *context;             // as actor.h gives it
+    void *router;                                    // PAIR
+    struct loop_socket *watch_router;                // of router
+    void *events;                                    // PUSH, never read
+    int clients;                                     // listens; -1: no ipc address
+    int workers;                                     // listens
+    char clients_path[SOCKET_ENDPOINT_BYTES];        // to be removed at the end
+    char workers_path[SOCKET_ENDPOINT_BYTES];        // see there
+    struct loop_descriptor *watch_clients;           // of clients
+    struct loop_descriptor *watch_workers;           // of workers
+    struct loop_timer *tell;                         // counts to the monitor
+    uint64_t pool_bytes;                             // of a new pool
+    uint32_t pool_number;                            // of the pool made last
+    uint64_t sessions;                               // the last number given out
+    struct pool pools[POOLS_MAX];                    // in no order
+    struct connection connections[CONNECTIONS_MAX];  // in no order
+};
+
+// ---- pools
+
+static void close_pool(struct pool *pool)
+{
+    if (pool->number == 0) return;
+    lease_table_destroy(&pool->table);
+    if (pool->descriptor >= 0) close(pool->descriptor);
+    *pool = (struct pool){.descriptor = -1};
+}
+
+static enum status open_pool(struct leases *self, struct pool *pool, uint32_t uid,
+                             struct error *error)
+{
+    enum status status = lease_table_create(&pool->table, self->pool_bytes, error);
+    if (status != STATUS_OK) return status;
+    pool->descriptor = memfd_create("luna-pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    bool made =
+        pool->descriptor >= 0 && ftruncate(pool->descriptor, (off_t)self->pool_bytes) == 0 &&
+        fcntl(pool->descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0;
+    if (!made) {
+        error_set(error, STATUS_RESOURCE_EXHAUSTED, "no pool of shared memory: %s",
+                  strerror(errno));
+        if (pool->descriptor >= 0) close(pool->descriptor);
+        lease_table_destroy(&pool->table);
+        *pool = (struct pool){.descriptor = -1};
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    self->pool_number = self->pool_number == UINT32_MAX ? 1 : self->pool_number + 1;
+    pool->number = self->pool_number;
+    pool->uid = uid;
+    pool->bytes = self->pool_bytes;
+    return STATUS_OK;
+}
+
+// The pool of a uid, made when it has none; one that nobody uses makes room.
+static enum status take_pool(struct leases *self, uint32_t uid, struct pool **out,
+                             struct error *error)
+{
+    struct pool *room = NULL;
+    for (uint32_t i = 0; i < POOLS_MAX; i++) {
+        struct pool *pool = &self->pools[i];
+        if (pool->number != 0 && pool->uid == uid) {
+            *out = pool;
+            return STATUS_OK;
+        }
+        bool is_free =
+            pool->number == 0 || (pool->sessions == 0 && lease_table_slots(pool->table) == 0);
+        if (is_free && (room == NULL || pool->number == 0)) room = pool;
+    }
+    if (room == NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                         "%u users share memory already, no more fit", POOLS_MAX);
+    }
+    close_pool(room);
+    enum status status = open_pool(self, room, uid, error);
+    if (status == STATUS_OK) *out = room;
+    return status;
+}
+
+static struct pool *find_pool(struct leases *self, uint32_t number)
+{
+    for (uint32_t i = 0; number != 0 && i < POOLS_MAX; i++) {
+        if (self->pools[i].number == number) return &self->pools[i];
+    }
+    return NULL;
+}
+
+// Gives the pages of a pool that nobody uses back; its size and its descriptors stay.
+static void trim(struct pool *pool)
+{
+    if (pool->sessions > 0 || lease_table_slots(pool->table) > 0) return;
+    fallocate(pool->descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->bytes);
+}
+
+// ---- what the monitor is told
+
+static void changed(struct leases *self)
+{
+    loop_timer_restart(self->tell, COUNTS_AFTER_MS);
+}
+
+static void on_tell(void *state)
+{
+    struct leases *self = state;
+    luna_Letter letter = {.which_letter = luna_Letter_lease_counts_tag};
+    luna_LeaseCounts *counts = &letter.letter.lease_counts;
+    for (uint32_t i = 0; i < POOLS_MAX; i++) {
+        if (self->pools[i].number == 0) continue;
+        counts->leases += lease_table_slots(self->pools[i].table);
+        counts->bytes += lease_table_bytes(self->pools[i].table);
+    }
+    post_letter(self->events, &letter, NULL);
+}
+
+static void tell_reclaimed(struct leases *self, const struct connection *connection, uint32_t slots)
+{
+    char text[128];
+    snprintf(text, sizeof text, "a client of uid %u is gone: %u leases come back", connection->uid,
+             slots);
+    luna_Letter letter = event_make("lease.reclaimed", "leases", text);
+    letter.letter.event.value = slots;
+    post_letter(self->events, &letter, NULL);
+}
+
+// ---- connections
+
+static void close_connection(struct connection *connection)
+{
+    struct leases *self = connection->owner;
+    assert(connection->socket >= 0);
+    loop_descriptor_remove(&connection->watch);
+    close(connection->socket);
+    connection->socket = -1;
+    struct pool *pool = connection->pool;
+    connection->pool = NULL;
+    if (pool == NULL) return;
+    uint32_t slots = lease_table_end_session(pool->table, connection->session);
+    pool->sessions -= 1;
+    trim(pool);
+    if (slots > 0) tell_reclaimed(self, connection, slots);
+    changed(self);
+}
+
+static enum status acquire(struct connection *connection, uint64_t bytes, luna_LeaseReply *reply,
+                           struct error *error)
+{
+    struct leases *self = connection->owner;
+    if (connection->pool == NULL) {
+        enum status status = take_pool(self, connection->uid, &connection->pool, error);
+        if (status != STATUS_OK) return status;
+        connection->pool->sessions += 1;
+    }
+    struct lease lease;
+    enum status status =
+        lease_table_acquire(connection->pool->table, connection->session, bytes, &lease, error);
+    if (status != STATUS_OK) return status;
+    reply->pool = connection->pool->number;
+    reply->pool_bytes = connection->pool->bytes;
+    reply->slot = lease.slot;
+    reply->generation = lease.generation;
+    reply->offset = lease.offset;
+    reply->bytes = lease.bytes;
+    return STATUS_OK;
+}
+
+static enum status release(struct connection *connection, const luna_LeaseRequest *request,
+                           struct error *error)
+{
+    if (connection->pool == NULL) {
+        return error_set(error, STATUS_NOT_FOUND, "this connection has no leases");
+    }
+    return lease_table_release(connection->pool->table, connection->session, request->release_slot,
+                               request->release_generation, error);
+}
+
+// Answers one request; false when the connection is to be closed.
+static bool serve_client(struct connection *connection, const struct packet *packet)
+{
+    struct bytes frame = {.data = packet->data, .size = packet->size};
+    luna_LeaseRequest request = luna_LeaseRequest_init_zero;
+    luna_LeaseReply reply = luna_LeaseReply_init_zero;
+    struct error error = {0};
+    bool had_pool = connection->pool != NULL;
+    enum status status = codec_decode(luna_LeaseRequest_fields, frame, &request, &error);
+    if (status == STATUS_OK && request.acquire_bytes > 0) {
+        status = acquire(connection, request.acquire_bytes, &reply, &error);
+    } else if (status == STATUS_OK) {
+        status = release(connection, &request, &error);
+    }
+    reply.code = (luna_Code)status;
+    if (status != STATUS_OK) text_set(reply.message, sizeof reply.message, error.message);
+
+    // The first reply that names a pool carries its descriptor.
+    bool names_pool = reply.pool != 0;
+    int descriptor = names_pool && !had_pool ? connection->pool->descriptor : -1;
+    // A pool that was taken for a lease that failed is announced with the next one.
+    if (!names_pool && !had_pool && connection->pool != NULL) {
+        connection->pool->sessions -= 1;
+        connection->pool = NULL;
+    }
+    uint8_t buffer[luna_LeaseReply_size];
+    struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
+    if (codec_encode(luna_LeaseReply_fields, &reply, &encoded, NULL) != STATUS_OK) return false;
+    changed(connection->owner);
+    // An answer of defaults only would be an empty packet, which means the end; OK is never empty
+    // but for a release.
+    static const uint8_t ok[] = {0x08, 0x00};
+    struct bytes bytes = {.data = buffer, .size = encoded.size};
+    if (bytes.size == 0) bytes = (struct bytes){.data = ok, .size = sizeof ok};
+    return packet_send(connection->socket, bytes, descriptor) == STATUS_OK;
+}
+
+static bool serve_worker(struct connection *connection, const struct packet *packet)
+{
+    struct bytes frame = {.data = packet->data, .size = packet->size};
+    luna_Letter letter;
+    if (letter_decode(frame, &letter, NULL) != STATUS_OK) return false;
+    if (letter.which_letter != luna_Letter_pool_request_tag) return false;
+    uint32_t number = letter.letter.pool_request.pool;
+    const struct pool *pool = find_pool(connection->owner, number);
+    letter = (luna_Letter){.which_letter = luna_Letter_pool_answer_tag};
+    luna_PoolAnswer *answer = &letter.letter.pool_answer;
+    answer->pool = number;
+    answer->bytes = pool != NULL ? pool->bytes : 0;
+    answer->code = pool != NULL ? luna_Code_OK : luna_Code_NOT_FOUND;
+    return packet_send_letter(connection->socket, &letter, pool != NULL ? pool->descriptor : -1) ==
+           STATUS_OK;
+}
+
+static void on_connection(void *state)
+{
+    struct connection *connection = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct packet packet;
+        enum status status = packet_receive(connection->socket, &packet);
+        if (status == STATUS_UNAVAILABLE) return;
+        if (packet.descriptor >= 0) close(packet.descriptor);
+        bool served = status == STATUS_OK && packet.size > 0 &&
+                      (connection->is_client ? serve_client(connection, &packet)
+                                             : serve_worker(connection, &packet));
+        if (served) continue;
+        close_connection(connection);
+        return;
+    }
+}
+
+static struct connection *unused_connection(struct leases *self)
+{
+    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) {
+        if (self->connections[i].socket < 0) return &self->connections[i];
+    }
+    return NULL;
+}
+
+static void accept_all(struct leases *self, int listener, bool is_client)
+{
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        int socket = -1;
+        uint32_t uid = 0;
+        struct error error = {0};
+        if (packet_accept(listener, &socket, &uid, &error) != STATUS_OK) return;
+        struct connection *connection = unused_connection(self);
+        bool allowed = connection != NULL && (is_client || uid == (uint32_t)geteuid());
+        if (allowed) {
+            self->sessions += 1;
+            *connection = (struct connection){.owner = self,
+                                              .socket = socket,
+                                              .session = self->sessions,
+                                              .uid = uid,
+                                              .is_client = is_client};
+            allowed = loop_add_descriptor(self->context->loop, socket, on_connection, connection,
+                                          &connection->watch, &error) == STATUS_OK;
+            if (!allowed) connection->socket = -1;
+        }
+        if (allowed) continue;
+        log_event(self->context->log, LOG_WARNING, "lease.refused", "uid=%u", uid);
+        close(socket);
+    }
+}
+
+static void on_clients(void *state)
+{
+    struct leases *self = state;
+    accept_all(self, self->clients, true);
+}
+
+static void on_workers(void *state)
+{
+    struct leases *self = state;
+    accept_all(self, self->workers, false);
+}
+
+// ---- the router
+
+static enum status pin(struct leases *self, const luna_PinLease *request, uint64_t *pool_offset,
+                       struct error *error)
+{
+    struct pool *pool = find_pool(self, request->shared.pool);
+    if (pool == NULL || pool->uid != request->user) {
+        return error_set(error, STATUS_NOT_FOUND, "pool %u is not yours", request->shared.pool);
+    }
+    if (request->job == 0) return error_set(error, STATUS_INTERNAL, "a pin without a job");
+    const struct lease_range range = {.slot = request->shared.slot,
+                                      .generation = request->shared.generation,
+                                      .offset = request->shared.offset,
+                                      .bytes = request->bytes};
+    return lease_table_pin(pool->table, request->job, &range, pool_offset, error);
+}
+
+static void on_pin(struct leases *self, const luna_PinLease *request)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_pin_answer_tag};
+    luna_PinAnswer *answer = &letter.letter.pin_answer;
+    struct error error = {0};
+    uint64_t pool_offset = 0;
+    enum status status = pin(self, request, &pool_offset, &error);
+    answer->job = request->job;
+    answer->tensor = request->tensor;
+    answer->pool_offset = pool_offset;
+    answer->code = (luna_Code)status;
+    if (status != STATUS_OK) text_set(answer->message, sizeof answer->message, error.message);
+    if (post_letter(self->router, &letter, NULL) != STATUS_OK) {
+        log_event(self->context->log, LOG_ERROR, "pin.lost", "job=%lu",
+                  (unsigned long)request->job);
+    }
+}
+
+static void on_unpin(struct leases *self, uint64_t job)
+{
+    for (uint32_t i = 0; job != 0 && i < POOLS_MAX; i++) {
+        struct pool *pool = &self->pools[i];
+        if (pool->number == 0 || lease_table_unpin(pool->table, job) == 0) continue;
+        trim(pool);
+        changed(self);
+    }
+}
+
+static void on_router(void *state)
+{
+    struct leases *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->router) != STATUS_OK) return;
+        bool read = post_read(&message, &letter);
+        message_clear(&message);
+        if (!read) continue;
+        if (letter.which_letter == luna_Letter_pin_lease_tag) {
+            on_pin(self, &letter.letter.pin_lease);
+        } else if (letter.which_letter == luna_Letter_unpin_leases_tag) {
+            on_unpin(self, letter.letter.unpin_leases.job);
+        }
+    }
+}
+
+// ---- life
+
+static uint64_t pool_bytes_of_machine(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long page_bytes = sysconf(_SC_PAGESIZE);
+    assert(pages > 0);
+    assert(page_bytes > 0);
+    uint64_t share = (uint64_t)pages * (uint64_t)page_bytes / POOL_SHARE;
+    uint64_t bytes = share < POOL_BYTES_MAX ? share : POOL_BYTES_MAX;
+    return bytes / LEASE_UNIT_BYTES * LEASE_UNIT_BYTES;
+}
+
+static enum status listen_both(struct leases *self, const struct core_arguments *core,
+                               struct error *error)
+{
+    struct loop *loop = self->context->loop;
+    snprintf(self->workers_path, sizeof self->workers_path, "%s/%s", core->private_directory,
+             SOCKET_POOLS);
+    text_set(self->clients_path, sizeof self->clients_path, core->lease_path);
+    enum status status = packet_listen(&self->workers, self->workers_path, error);
+    if (status == STATUS_OK) {
+        status =
+            loop_add_descriptor(loop, self->workers, on_workers, self, &self->watch_workers, error);
+    }
+    if (status != STATUS_OK || self->clients_path[0] == '\0') return status;
+    status = packet_listen(&self->clients, self->clients_path, error);
+    if (status != STATUS_OK) return status;
+    return loop_add_descriptor(loop, self->clients, on_clients, self, &self->watch_clients, error);
+}
+
+static enum status open_sockets(struct leases *self, struct error *error)
+{
+    void *zmq = self->context->zmq;
+    enum status status = socket_open(&self->events, zmq, EDGE_EVENTS, error);
+    if (status == STATUS_OK) status = socket_connect(self->events, ADDRESS_EVENTS, error);
+    if (status == STATUS_OK) status = socket_open(&self->router, zmq, EDGE_ROUTER_LEASES, error);
+    if (status == STATUS_OK) status = socket_connect(self->router, ADDRESS_ROUTER_LEASES, error);
+    if (status != STATUS_OK) return status;
+    status = loop_add_socket(self->context->loop, self->router, true, on_router, self,
+                             &self->watch_router, error);
+    if (status != STATUS_OK) return status;
+    return loop_add_timer(self->context->loop, COUNTS_AFTER_MS, 0, on_tell, self, &self->tell,
+                          error);
+}
+
+static void leases_destroy(void *state)
+{
+    struct leases *self = state;
+    if (self == NULL) return;
+    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) {
+        struct connection *connection = &self->connections[i];
+        if (connection->socket < 0) continue;
+        loop_descriptor_remove(&connection->watch);
+        close(connection->socket);
+    }
+    loop_descriptor_remove(&self->watch_clients);
+    loop_descriptor_remove(&self->watch_workers);
+    if (self->clients >= 0) {
+        close(self->clients);
+        unlink(self->clients_path);
+    }
+    if (self->workers >= 0) {
+        close(self->workers);
+        unlink(self->workers_path);
+    }
+    for (uint32_t i = 0; i < POOLS_MAX; i++) close_pool(&self->pools[i]);
+    loop_timer_remove(&self->tell);
+    loop_socket_remove(&self->watch_router);
+    socket_close(&self->router);
+    socket_close(&self->events);
+    free(self);
+}
+
+static enum status leases_create(void **state, const struct actor_context *context,
+                                 const void *arguments, struct error *error)
+{
+    assert(state != NULL);
+    assert(arguments != NULL);
+    struct leases *self = calloc(1, sizeof *self);
+    if (self == NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the lease manager");
+    }
+    self->context = context;
+    self->clients = -1;
+    self->workers = -1;
+    self->pool_bytes = pool_bytes_of_machine();
+    for (uint32_t i = 0; i < POOLS_MAX; i++) self->pools[i].descriptor = -1;
+    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) self->connections[i].socket = -1;
+    enum status status = STATUS_OK;
+    if (getrandom(&self->pool_number, sizeof self->pool_number, 0) != sizeof self->pool_number) {
+        status = error_set(error, STATUS_INTERNAL, "getrandom: %s", strerror(errno));
+    }
+    if (status == STATUS_OK) status = open_sockets(self, error);
+    if (status == STATUS_OK) status = listen_both(self, arguments, error);
+    if (status != STATUS_OK) {
+        leases_destroy(self);
+        return status;
+    }
+    *state = self;
+    return STATUS_OK;
+}
+
+const struct actor_kind leases_kind = {"leases", leases_create, leases_destroy, NULL};
