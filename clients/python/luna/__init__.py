@@ -1,0 +1,45 @@
+"""Client of the luna daemon, which serves VAE and CLIP text encoders to image generation.
+
+    daemon = luna.connect()
+    latent = daemon.encode_image(pixels)
+    result = daemon.encode_text("a cat", loras=[("style", 0.8)])
+"""
+
+from .daemon import Daemon, connect
+from .errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Error,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from .events import Event, events
+from .requests import TextResult
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cancelled",
+    "Daemon",
+    "DeadlineExceeded",
+    "Error",
+    "Event",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "TextResult",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "connect",
+    "events",
+]

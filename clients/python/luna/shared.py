@@ -1,0 +1,114 @@
+"""The client's end of shared memory: a session at the lease socket, the pools mapped.
+
+The session is the connection; its leases end with it. What a packet says is checked against what was
+mapped, and a pool that could be shrunk behind our back is not mapped.
+"""
+
+import fcntl
+import mmap
+import os
+import select
+import socket
+
+from google.protobuf.message import DecodeError
+
+from . import luna_pb2 as pb
+
+_ANSWER_SECONDS = 2.0  # an exchange is local and short
+_PACKET_BYTES = 4096
+_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
+_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+
+
+class Lease:
+    """Memory that this client holds."""
+
+    def __init__(self, reply, memory):
+        self.pool = reply.pool
+        self.slot = reply.slot
+        self.generation = reply.generation
+        self.memory = memory  # the slot's bytes, writable
+
+    def matches(self, shared):
+        """True when a SharedRef is in this lease."""
+        return (self.pool, self.slot, self.generation) == (
+            shared.pool, shared.slot, shared.generation)
+
+
+class Session:
+    """A connection to the lease socket; OSError when there is none."""
+
+    def __init__(self, path):
+        self._pools = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_ANSWER_SECONDS)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self):
+        """Ends the session and all its leases."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def alive(self):
+        """False once the daemon has ended the session."""
+        if self._socket is None:
+            return False
+        # Between exchanges nothing is to be read: an end of file is what makes it readable.
+        if select.select([self._socket], [], [], 0)[0]:
+            self.close()
+        return self._socket is not None
+
+    def acquire(self, count):
+        """A Lease of at least count bytes, or None when there is none to be had."""
+        answer = self._exchange(pb.LeaseRequest(acquire_bytes=count))
+        if answer is None:
+            return None
+        reply, descriptors = answer
+        try:
+            if reply.code == pb.OK and descriptors and reply.pool not in self._pools:
+                self._map(reply, descriptors[0])
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if reply.code != pb.OK:
+            return None
+        pool = self._pools.get(reply.pool)
+        if pool is None or reply.bytes < count or reply.offset + reply.bytes > len(pool):
+            self.close()
+            return None
+        return Lease(reply, memoryview(pool)[reply.offset : reply.offset + reply.bytes])
+
+    def release(self, lease):
+        """Gives a lease back."""
+        lease.memory.release()
+        request = pb.LeaseRequest(release_slot=lease.slot, release_generation=lease.generation)
+        answer = self._exchange(request)
+        for descriptor in answer[1] if answer else ():
+            os.close(descriptor)
+
+    def _map(self, reply, descriptor):
+        try:
+            sealed = fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK
+            if sealed and os.fstat(descriptor).st_size >= reply.pool_bytes > 0:
+                self._pools[reply.pool] = mmap.mmap(descriptor, reply.pool_bytes)
+        except OSError:
+            pass  # no mapping, no leases: the tensors go in frames
+
+    def _exchange(self, request):
+        if not self.alive:
+            return None
+        try:
+            self._socket.send(request.SerializeToString())
+            packet, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET_BYTES, 4)
+            if packet:
+                return pb.LeaseReply.FromString(packet), descriptors
+        except (OSError, DecodeError):
+            pass
+        self.close()
+        return None
