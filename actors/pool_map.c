@@ -1,0 +1,149 @@
+// pool_map.c - one question and one answer on the lease manager's private socket for each new pool.
+
+#include "actors/pool_map.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "actors/topology.h"
+#include "messages/letter.h"
+#include "runtime/channel.h"
+#include "runtime/shared_memory.h"
+
+#define POOLS_MAX 32u
+#define ANSWER_MS 1000
+
+struct entry {
+    uint32_t pool;                // number
+    struct shared_memory memory;  // of the pool
+};
+
+struct pool_map {
+    struct sockaddr_un address;  // of the lease manager
+    uint32_t count;              // entries in use
+    struct entry entries[POOLS_MAX];
+};
+
+enum status pool_map_create(struct pool_map **out, const char *private_directory,
+                            struct error *error)
+{
+    assert(out != NULL);
+    assert(private_directory != NULL);
+    struct pool_map *self = calloc(1, sizeof *self);
+    if (self == NULL)
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a map of pools");
+    self->address.sun_family = AF_UNIX;
+    int length = snprintf(self->address.sun_path, sizeof self->address.sun_path, "%s/%s",
+                          private_directory, SOCKET_POOLS);
+    if (length < 0 || (size_t)length >= sizeof self->address.sun_path) {
+        free(self);
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "the private directory's path is too long for a socket");
+    }
+    *out = self;
+    return STATUS_OK;
+}
+
+void pool_map_destroy(struct pool_map **self_p)
+{
+    assert(self_p != NULL);
+    struct pool_map *self = *self_p;
+    if (self == NULL) return;
+    for (uint32_t i = 0; i < self->count; i++) shared_memory_destroy(&self->entries[i].memory);
+    free(self);
+    *self_p = NULL;
+}
+
+// Asks for one pool's descriptor; a connection of its own, so that a restarted core is no special
+// case.
+static enum status ask(const struct pool_map *self, uint32_t pool, luna_PoolAnswer *answer,
+                       int *descriptor)
+{
+    uint8_t packet[LETTER_BYTES_MAX];
+    struct codec_buffer encoded = {.data = packet, .capacity = sizeof packet};
+    luna_Letter letter = {.which_letter = luna_Letter_pool_request_tag};
+    letter.letter.pool_request.pool = pool;
+    enum status status = letter_encode(&letter, &encoded, NULL);
+    if (status != STATUS_OK) return status;
+
+    struct channel_descriptors passed = {.count = 0};
+    int channel = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (channel < 0) return STATUS_RESOURCE_EXHAUSTED;
+    status = STATUS_UNAVAILABLE;
+    if (connect(channel, (const struct sockaddr *)&self->address, sizeof self->address) != 0)
+        goto done;
+    if (channel_send(channel, (struct bytes){.data = packet, .size = encoded.size}, NULL) !=
+        STATUS_OK)
+        goto done;
+    struct pollfd wait = {.fd = channel, .events = POLLIN};
+    if (poll(&wait, 1, ANSWER_MS) != 1) goto done;
+    size_t size = 0;
+    if (channel_receive(channel, packet, sizeof packet, &size, &passed) != STATUS_OK) goto done;
+    if (letter_decode((struct bytes){.data = packet, .size = size}, &letter, NULL) != STATUS_OK)
+        goto done;
+    if (letter.which_letter != luna_Letter_pool_answer_tag || passed.count != 1) goto done;
+    *answer = letter.letter.pool_answer;
+    *descriptor = passed.descriptors[0];
+    passed.count = 0;
+    status = STATUS_OK;
+
+done:
+    channel_close_descriptors(&passed);
+    close(channel);
+    return status;
+}
+
+static enum status fetch(struct pool_map *self, uint32_t pool, struct error *error)
+{
+    luna_PoolAnswer answer;
+    int descriptor = -1;
+    if (self->count == POOLS_MAX) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                         "%u pools of shared memory are mapped, no more fit", POOLS_MAX);
+    }
+    if (ask(self, pool, &answer, &descriptor) != STATUS_OK || answer.code != luna_Code_OK) {
+        if (descriptor >= 0) close(descriptor);
+        return error_set(error, STATUS_UNAVAILABLE, "the lease manager did not hand out pool %u",
+                         pool);
+    }
+    struct entry *entry = &self->entries[self->count];
+    enum status status =
+        shared_memory_map(&entry->memory, descriptor, answer.bytes, UINT64_MAX, true, error);
+    if (status != STATUS_OK) {
+        close(descriptor);
+        return status;
+    }
+    entry->pool = pool;
+    self->count += 1;
+    return STATUS_OK;
+}
+
+enum status pool_map_find(struct pool_map *self, uint32_t pool, uint64_t offset, uint64_t bytes,
+                          void **out, struct error *error)
+{
+    assert(self != NULL);
+    assert(out != NULL);
+    struct entry *found = NULL;
+    for (uint32_t i = 0; i < self->count && found == NULL; i++) {
+        if (self->entries[i].pool == pool) found = &self->entries[i];
+    }
+    if (found == NULL) {
+        enum status status = fetch(self, pool, error);
+        if (status != STATUS_OK) return status;
+        found = &self->entries[self->count - 1];
+    }
+    void *address = shared_memory_range(&found->memory, offset, bytes);
+    if (address == NULL) {
+        return error_set(error, STATUS_INTERNAL, "a lease of %lu bytes at %lu lies outside pool %u",
+                         (unsigned long)bytes, (unsigned long)offset, pool);
+    }
+    *out = address;
+    return STATUS_OK;
+}

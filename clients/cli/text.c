@@ -1,0 +1,179 @@
+// text.c - `luna text` and `luna tokenize`.
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "clients/cli/cli.h"
+
+static void print_notes(const luna_TextReply *reply)
+{
+    for (uint32_t i = 0; i < reply->notes_count; i++)
+        fprintf(stderr, "luna: note: %s\n", reply->notes[i]);
+    if (reply->not_finite_output) fprintf(stderr, "luna: note: the answer holds NaN or infinity\n");
+}
+
+static uint32_t add_texts(const struct cli_options *options, struct luna_tensor texts[4])
+{
+    uint32_t count = 0;
+    texts[count++] = luna_text("prompt", options->words[0]);
+    if (options->prompt_2 != NULL) texts[count++] = luna_text("prompt_2", options->prompt_2);
+    if (options->negative != NULL) texts[count++] = luna_text("negative", options->negative);
+    return count;
+}
+
+// The sizes that a UNet's conditioning wants travel in the file's metadata: the encoders do not use
+// them.
+static enum status write_encoding(const struct cli_options *options,
+                                  const struct luna_answer *answer, const char *path,
+                                  struct error *error)
+{
+    struct tensor_write tensors[CODEC_TENSORS_MAX];
+    for (uint32_t i = 0; i < answer->tensors_count; i++) {
+        const struct luna_tensor *tensor = &answer->tensors[i];
+        tensors[i] = (struct tensor_write){
+            .name = tensor->name, .dtype = tensor->dtype, .rank = tensor->rank};
+        memcpy(tensors[i].dims, tensor->dims, tensor->rank * sizeof tensor->dims[0]);
+        tensors[i].data = tensor->data;
+    }
+    char size[32], crop[32], target[32];
+    const char *metadata[7];
+    uint32_t count = 0;
+    snprintf(size, sizeof size, "%ux%u", options->size[0], options->size[1]);
+    snprintf(crop, sizeof crop, "%u,%u", options->crop[0], options->crop[1]);
+    snprintf(target, sizeof target, "%ux%u", options->target[0], options->target[1]);
+    if (options->has_size) {
+        metadata[count++] = "size";
+        metadata[count++] = size;
+    }
+    if (options->has_crop) {
+        metadata[count++] = "crop";
+        metadata[count++] = crop;
+    }
+    if (options->has_target) {
+        metadata[count++] = "target";
+        metadata[count++] = target;
+    }
+    metadata[count] = NULL;
+    return cli_write_tensors(path, tensors, answer->tensors_count, metadata, error);
+}
+
+static void print_encoding(const luna_TextReply *reply, const struct luna_answer *answer,
+                           const char *path)
+{
+    json_t *shapes = json_object();
+    json_t *notes = json_array();
+    for (uint32_t i = 0; i < answer->tensors_count; i++) {
+        json_t *shape = json_array();
+        for (uint32_t d = 0; d < answer->tensors[i].rank; d++) {
+            json_array_append_new(shape, json_integer((json_int_t)answer->tensors[i].dims[d]));
+        }
+        json_object_set_new(shapes, answer->tensors[i].name, shape);
+    }
+    for (uint32_t i = 0; i < reply->notes_count; i++)
+        json_array_append_new(notes, json_string(reply->notes[i]));
+    cli_print_json(json_pack("{s:s, s:o, s:o, s:i, s:i, s:i, s:s}", "output", path, "shapes",
+                             shapes, "notes", notes, "rows", (int)reply->rows, "queue_ms",
+                             (int)reply->queue_ms, "execute_ms", (int)reply->execute_ms, "device",
+                             reply->device));
+}
+
+static enum cli_exit call_text(const struct cli_options *options, struct luna_request *request,
+                               struct luna_client **client, struct luna_answer **answer)
+{
+    struct error error;
+    enum status status = cli_connect(options, client, &error);
+    if (status != STATUS_OK) {
+        enum cli_exit result = cli_error(&error);
+        return status == STATUS_UNAVAILABLE ? EXIT_NOBODY : result;
+    }
+    if (cli_call(options, *client, request, answer, &error) != STATUS_OK) return cli_error(&error);
+    print_notes((*answer)->body);
+    return EXIT_DONE;
+}
+
+enum cli_exit command_text(const struct cli_options *options)
+{
+    if (options->words_count != 1) return cli_usage(options, "one PROMPT is wanted");
+    const char *output = options->output != NULL ? options->output : "cond.safetensors";
+    if (options->json && strcmp(output, "-") == 0)
+        return cli_usage(options, "--json and -o - both want stdout");
+    struct error error;
+    if (options->loras_count > 0 || options->lora_multiplier != 1.0) {
+        error_set(&error, STATUS_UNIMPLEMENTED, "--lora is not implemented yet");
+        return cli_error(&error);
+    }
+    luna_EncodeText body = luna_EncodeText_init_zero;
+    body.clip_skip = options->clip_skip;
+    body.output = (luna_Dtype)options->dtype;
+    struct luna_tensor texts[4];
+    struct luna_request request = {
+        .operation = luna_Operation_ENCODE_TEXT, .body = &body, .inputs = texts};
+    request.inputs_count = add_texts(options, texts);
+    struct luna_client *client = NULL;
+    struct luna_answer *answer = NULL;
+    enum cli_exit result = call_text(options, &request, &client, &answer);
+    if (result == EXIT_DONE) {
+        if (write_encoding(options, answer, output, &error) != STATUS_OK)
+            result = cli_error(&error);
+        else if (options->json)
+            print_encoding(answer->body, answer, output);
+    }
+    luna_answer_destroy(&answer);
+    luna_client_destroy(&client);
+    return result;
+}
+
+// [[[id, weight], … 77], … chunks] of one encoder; NULL when the answer lacks it.
+static json_t *chunks_json(const struct luna_answer *answer, char letter)
+{
+    char name[16];
+    snprintf(name, sizeof name, "%c.ids", letter);
+    const struct luna_tensor *ids = luna_answer_tensor(answer, name);
+    snprintf(name, sizeof name, "%c.weights", letter);
+    const struct luna_tensor *weights = luna_answer_tensor(answer, name);
+    if (ids == NULL || weights == NULL || ids->rank != 2 || weights->rank != 2) return NULL;
+    uint64_t count = ids->dims[0] * ids->dims[1];
+    if (ids->dtype != DTYPE_I32 || weights->dtype != DTYPE_F64 || ids->bytes != 4 * count ||
+        weights->bytes != 8 * count) {
+        return NULL;
+    }
+    json_t *chunks = json_array();
+    for (uint64_t chunk = 0; chunk < ids->dims[0]; chunk++) {
+        json_t *tokens = json_array();
+        for (uint64_t i = chunk * ids->dims[1]; i < (chunk + 1) * ids->dims[1]; i++) {
+            double weight = 0;
+            memcpy(&weight, (const uint8_t *)weights->data + 8 * i, sizeof weight);
+            int32_t id = (int32_t)load_u32((const uint8_t *)ids->data + 4 * i);
+            json_t *value = json_real(weight);
+            if (value == NULL) value = json_null();  // JSON knows neither NaN nor infinity
+            json_array_append_new(tokens, json_pack("[i, o]", id, value));
+        }
+        json_array_append_new(chunks, tokens);
+    }
+    return chunks;
+}
+
+enum cli_exit command_tokenize(const struct cli_options *options)
+{
+    if (options->words_count != 1) return cli_usage(options, "one PROMPT is wanted");
+    struct luna_tensor texts[4];
+    struct luna_request request = {.operation = luna_Operation_TOKENIZE, .inputs = texts};
+    request.inputs_count = add_texts(options, texts);
+    struct luna_client *client = NULL;
+    struct luna_answer *answer = NULL;
+    enum cli_exit result = call_text(options, &request, &client, &answer);
+    if (result == EXIT_DONE) {
+        json_t *encoders = json_object();
+        for (const char *letter = "lgh"; *letter != '\0'; letter++) {
+            json_t *chunks = chunks_json(answer, *letter);
+            const char name[2] = {*letter, '\0'};
+            if (chunks != NULL) json_object_set_new(encoders, name, chunks);
+        }
+        json_dumpf(encoders, stdout, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
+        putchar('\n');
+        json_decref(encoders);
+    }
+    luna_answer_destroy(&answer);
+    luna_client_destroy(&client);
+    return result;
+}
