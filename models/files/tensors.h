@@ -93,7 +93,7 @@ bool tensor_table_unchanged(const struct tensor_table *self);
 // should_stop (may be NULL) is asked at least once a MiB.
 //
 // Errors:    CANCELLED when should_stop said so; FAILED_PRECONDITION when a file became shorter;
-//            RESOURCE_EXHAUSTED.
+//            RESOURCE_EXHAUSTED; INTERNAL when the hash library does not start.
 // Thread:    any.
 enum status tensor_table_hash(const struct tensor_table *self, bool (*should_stop)(void *),
                               void *context, struct hash *out);

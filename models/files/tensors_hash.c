@@ -125,6 +125,7 @@ enum status tensor_table_hash(const struct tensor_table *self, bool (*should_sto
     assert(out != NULL);
     struct hashing hashing = {.should_stop = should_stop, .context = context};
     enum status status = STATUS_OK;
+    if (sodium_init() < 0) return STATUS_INTERNAL;  // picks the code for this processor; repeatable
     hashing.chunk = malloc(CHUNK_BYTES);
     if (hashing.chunk == NULL) return STATUS_RESOURCE_EXHAUSTED;
     crypto_generichash_init(&hashing.state, NULL, 0, sizeof out->value);
