@@ -404,8 +404,9 @@ enum status lane_create(struct lane **out, struct device *device, struct error *
 // Thread:    the driver's.
 void lane_destroy(struct lane **lane_p);
 
-// Makes the arena at least bytes large: a real allocation, taken from the device at once so that no
-// other process can race for it. A smaller request keeps the larger arena. The lane is idle.
+// Makes the arena at least bytes large: a real allocation that the system accounts for, on a GPU
+// taken at once so that no other process can race for it; on a CPU the pages come as the first run
+// touches them. A smaller request keeps the larger arena. The lane is idle.
 // Errors:    RESOURCE_EXHAUSTED, the lane keeps what it had.
 // Thread:    the driver's.
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);

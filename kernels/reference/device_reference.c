@@ -92,7 +92,8 @@ static void lane_release_reference(struct lane *lane)
     self->base.arena_bytes = 0;
 }
 
-// Runs the items of one launch; false when the lane was cancelled or memory is short.
+// Runs the items of one launch; CANCELLED when somebody asked for it, RESOURCE_EXHAUSTED without
+// memory for scratch.
 static enum status run_launch(struct reference_lane *self, const struct operation *op,
                               const struct cpu_run *run, const struct cpu_launch *launch)
 {
