@@ -19,9 +19,8 @@ enum vae_direction {
 enum vae_tiling {
     VAE_TILING_AUTO,  // tiled when the whole does not fit bytes_max
     VAE_TILING_NEVER,
-    VAE_TILING_ALWAYS,  // tiled when a pass has more than one tile; three passes have tiles of half
-                        // and twice the side, so an image as large as a tile is tiled in two of
-                        // them
+    VAE_TILING_ALWAYS,  // tiled unless one tile of each pass covers the image: two of three passes
+                        // have tiles of half the side one way, so it must be half as large
 };
 
 struct vae_request {
@@ -52,21 +51,28 @@ struct vae_plan {
 struct vae;
 
 // Puts the network's weights on a device. The table stays shared until vae_destroy.
-// Ownership: the caller owns *out. Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED. Thread: any.
+// Ownership: the caller owns *out; on failure it is untouched.
+// Errors:    INVALID_ARGUMENT names the tensor that is missing or has another shape than the
+//            configuration, or the number of the configuration that cannot be; RESOURCE_EXHAUSTED.
+// Thread:    any.
 enum status vae_create(struct vae **out, struct device *device, struct tensor_table *tensors,
                        const struct vae_config *config, struct error *error);
 
-// Frees the weights; no program of it runs any more. NULL is allowed. Thread: any.
+// Frees the weights; no program of it runs any more. NULL is allowed.
+// Thread:    any.
 void vae_destroy(struct vae **self_p);
 
 // Bytes of memory held for the weights: the mapped tensors that are read in place and the device's
-// copies. Thread:    any.
+// copies.
+// Thread:    any.
 uint64_t vae_bytes(const struct vae *self);
 
 // Checks a request and lays it out; see vae_plan. Cheap (it builds the program to learn its peak,
-// no tensor is touched). Errors:    INVALID_ARGUMENT names the value ("latent has 5 channels, the
-// model takes 4"; zero and
-//            overflowing sizes; an overlap not below the tile; passes other than 1 and 3; dtypes);
+// no tensor is touched). *out is written on success only.
+//
+// Errors:    INVALID_ARGUMENT names the value ("latent has 5 channels, the model takes 4"; zero and
+//            overflowing sizes, sides above 65,536 pixels, more than 16,384 tiles; an overlap not
+//            below the narrowest tile; passes other than 1 and 3; dtypes);
 //            FAILED_PRECONDITION when the model lacks the half that is asked for;
 //            RESOURCE_EXHAUSTED when even tiles do not fit bytes_max.
 // Thread:    any.

@@ -12,8 +12,9 @@
 #include "models/vae/tiling.h"
 #include "models/vae/vae.h"
 
-// Statistics and partial sums of the convolutions, which small images do not outgrow.
-#define SMALL_BYTES (UINT64_C(4) << 20)
+// What a convolution of a small image may keep beside its weights: its whole input, transformed, of
+// which the CPU takes up to 24 MiB; statistics and partial sums.
+#define SMALL_BYTES (UINT64_C(32) << 20)
 
 #define POINTS 36u            // of a transformed 3x3 filter
 #define POINTS_UPSAMPLE 144u  // of one with nearest 2x in front
