@@ -15,6 +15,7 @@ const struct cpu_compute cpu_compute_portable = {
     .shortcut_pack = shortcut_pack,
     .shortcut_multiply = shortcut_multiply,
     .winograd_pack = winograd_pack,
+    .winograd_input = winograd_input,
     .winograd_multiply = winograd_multiply,
     .attention_pack = attention_pack,
     .attention_multiply = attention_multiply,

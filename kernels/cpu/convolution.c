@@ -41,6 +41,31 @@ static struct direct_plan plan_direct(uint32_t h, uint32_t w, uint32_t c, uint32
     return plan;
 }
 
+// Cuts the tiles into groups and the groups' work into items.
+static void plan_items(struct winograd_plan *plan, uint32_t c, uint32_t k)
+{
+    uint32_t blocks = cpu_divide_up(k, WINOGRAD_BLOCK);
+    uint64_t strip_operations = (uint64_t)2 * WINOGRAD_POINTS * STRIP_ROWS * c * k * plan->phases;
+    uint64_t strips = WINOGRAD_ITEM_OPERATIONS / strip_operations;
+    strips = strips < 4 ? 4 : strips > WINOGRAD_ITEM_STRIPS ? WINOGRAD_ITEM_STRIPS : strips;
+    if (plan->shared) strips = WINOGRAD_ITEM_STRIPS;
+    plan->groups = cpu_divide_up(plan->strips, (uint32_t)strips);
+    plan->item_phases = plan->phases;
+    plan->splits = 1;
+    if (plan->shared) {
+        // At least four groups, and with phases and splits at least 16 items where there is work.
+        plan->groups = cpu_min(cpu_round_up(plan->groups, 4), cpu_divide_up(plan->strips, 4));
+        plan->item_phases = 1;
+        if (plan->phases == 1) plan->splits = blocks % 4 == 0 ? 4 : blocks % 2 == 0 ? 2 : 1;
+    } else if (plan->groups > 8) {
+        plan->groups = cpu_round_up(plan->groups, 8);
+    }
+    plan->item_strips = cpu_divide_up(plan->strips, plan->groups);
+    plan->split_blocks = cpu_divide_up(blocks, plan->splits);
+    plan->parts = plan->splits * (plan->phases / plan->item_phases);
+    plan->input_items = plan->shared ? cpu_divide_up(plan->strips, WINOGRAD_INPUT_STRIPS) : 0;
+}
+
 static struct winograd_plan plan_winograd(const struct convolution *op)
 {
     struct winograd_plan plan = {.side = op->upsample ? 5 : 4, .phases = op->upsample ? 4 : 1};
@@ -49,22 +74,22 @@ static struct winograd_plan plan_winograd(const struct convolution *op)
     plan.tiles_x = cpu_divide_up(op->w + extra, plan.side);
     plan.tiles = plan.tiles_x * cpu_divide_up(op->h + extra, plan.side);
     plan.strips = cpu_divide_up(plan.tiles, STRIP_ROWS);
-    // Few tiles are cut smaller, so that 8 threads find work.
-    plan.groups = cpu_divide_up(plan.strips, WINOGRAD_ITEM_STRIPS);
-    if (plan.groups < 8) plan.groups = cpu_min(8, cpu_divide_up(plan.strips, 4));
-    plan.groups = plan.groups > 8 ? cpu_round_up(plan.groups, 8) : plan.groups;
-    plan.item_strips = cpu_divide_up(plan.strips, plan.groups);
-
+    uint64_t row_floats = (uint64_t)STRIP_ROWS * op->c;
     // Strides are kept off powers of two, or the points of one tile would share a cache set.
-    uint32_t rows = plan.item_strips * STRIP_ROWS;
-    plan.input_stride = round_up((uint64_t)rows * op->c, 1024) + 96;
-    plan.product_stride = round_up((uint64_t)rows * WINOGRAD_BLOCK, 1024) + 48;
     plan.weight_stride = (size_t)op->c * PANEL_COLUMNS + 48;
     plan.weight_bytes = (uint64_t)plan.phases * (op->k / PANEL_COLUMNS) * WINOGRAD_POINTS *
                         plan.weight_stride * sizeof(float);
+    plan.shared = WINOGRAD_POINTS * plan.strips * row_floats * sizeof(float) <= plan.weight_bytes;
+    plan_items(&plan, op->c, op->k);
+    uint32_t input_strips = plan.shared ? plan.strips : plan.item_strips;
+    plan.input_stride = round_up(input_strips * row_floats, 1024) + 96;
+    plan.product_stride =
+        round_up((uint64_t)plan.item_strips * STRIP_ROWS * WINOGRAD_BLOCK, 1024) + 48;
     plan.pack_bytes = (uint64_t)op->c * 9 * PANEL_COLUMNS * sizeof(float);
-    uint64_t floats = WINOGRAD_POINTS * (plan.input_stride + plan.product_stride);
-    plan.item_bytes = (floats + 3 * (uint64_t)op->k) * sizeof(float);
+    uint64_t input_bytes = WINOGRAD_POINTS * plan.input_stride * sizeof(float);
+    plan.input_bytes = plan.shared ? input_bytes : 0;
+    plan.item_bytes = (plan.shared ? 0 : input_bytes) +
+                      (WINOGRAD_POINTS * plan.product_stride + 3 * (uint64_t)op->k) * sizeof(float);
     return plan;
 }
 
@@ -94,11 +119,13 @@ struct convolution_plan cpu_convolution_plan(const struct convolution *op)
     uint64_t weight_bytes = 0;
     if (plan.winograd) {
         plan.tiles = plan_winograd(op);
-        plan.items = op->n * plan.tiles.groups;
+        plan.partials = plan.tiles.groups * (plan.tiles.phases / plan.tiles.item_phases);
+        plan.items = op->n * plan.tiles.groups * plan.tiles.parts;
         weight_bytes = plan.tiles.weight_bytes;
     } else {
         plan.direct =
             plan_direct(op->h, op->w, op->c, op->k, side, op->stride, op->upsample, plan.has_norm);
+        plan.partials = plan.direct.tiles;
         plan.items = op->n * plan.direct.tiles;
         weight_bytes = plan.direct.weight_bytes;
     }
@@ -112,10 +139,13 @@ struct convolution_plan cpu_convolution_plan(const struct convolution *op)
     plan.shortcut_offset = round_up(norm_bytes, WORKSPACE_ALIGNMENT);
     plan.weight_offset =
         round_up(plan.shortcut_offset + plan.shortcut.weight_bytes, WORKSPACE_ALIGNMENT);
-    plan.partials_offset = round_up(plan.weight_offset + weight_bytes, WORKSPACE_ALIGNMENT);
+    plan.input_offset = round_up(plan.weight_offset + weight_bytes, WORKSPACE_ALIGNMENT);
+    plan.partials_offset =
+        round_up(plan.input_offset + op->n * plan.tiles.input_bytes, WORKSPACE_ALIGNMENT);
     plan.workspace_bytes = plan.partials_offset;
     if (plan.has_statistics) {
-        plan.workspace_bytes += (uint64_t)plan.items * plan.partial_stride * sizeof(float);
+        plan.workspace_bytes +=
+            (uint64_t)op->n * plan.partials * plan.partial_stride * sizeof(float);
     }
     return plan;
 }
@@ -143,6 +173,10 @@ uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
     }
     if (plan.winograd) {
         out[count++] = (struct cpu_launch){panels, plan.tiles.pack_bytes, compute->winograd_pack};
+        if (plan.tiles.shared) {
+            out[count++] = (struct cpu_launch){.items = self->n * plan.tiles.input_items,
+                                               .run = compute->winograd_input};
+        }
         out[count++] =
             (struct cpu_launch){plan.items, plan.tiles.item_bytes, compute->winograd_multiply};
     } else {

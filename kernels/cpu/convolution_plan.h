@@ -23,6 +23,10 @@
 #define WINOGRAD_BLOCK 32u
 // The most strips (of 6 tiles) of a Winograd item.
 #define WINOGRAD_ITEM_STRIPS 16u
+// Strips that an item transforms into a shared input.
+#define WINOGRAD_INPUT_STRIPS 2u
+// About the most multiplications and additions of one item, some 40 ms of one core.
+#define WINOGRAD_ITEM_OPERATIONS 4000000000u
 
 // The direct way: tiles of output pixels as rows, (tap, channel) as depth.
 struct direct_plan {
@@ -46,17 +50,29 @@ struct direct_plan {
 };
 
 // Winograd F(4x4, 3x3), or with upsampling four phases F(5x5, 2x2) that share the input transform.
+//
+// An image whose transformed input is smaller than the transformed weight is transformed as a
+// whole, into the workspace; then items are a group of tiles, a phase and a split of the columns,
+// so that many threads find work and each reads few weights. A larger image has tiles enough: there
+// an item transforms its own group, in scratch, and does all phases and columns.
 struct winograd_plan {
+    bool shared;            // the transformed input is in the workspace
     uint32_t side;          // output pixels (of a phase) along a tile: 4 or 5
     uint32_t phases;        // 1, or 4 with upsampling
     uint32_t tiles_x;       // tiles along a row
     uint32_t tiles;         // of one image
     uint32_t strips;        // of 6 tiles, of one image
-    uint32_t groups;        // items of one image
-    uint32_t item_strips;   // the most strips of an item
+    uint32_t groups;        // of strips, of one image
+    uint32_t item_strips;   // the most strips of a group
+    uint32_t item_phases;   // phases of one item: all, or 1 where shared
+    uint32_t splits;        // of the columns
+    uint32_t split_blocks;  // blocks of columns in a split
+    uint32_t parts;         // items of one group: splits * phases / item_phases
+    uint32_t input_items;   // of one image, to transform a shared input
     size_t input_stride;    // floats from point to point of the transformed input
     size_t product_stride;  // floats from point to point of the product
     size_t weight_stride;   // floats from point to point of a transformed weight panel
+    uint64_t input_bytes;   // of one image's transformed input in the workspace, or 0
     uint64_t weight_bytes;  // of the transformed weight
     uint64_t pack_bytes;    // scratch of an item that transforms the weight
     uint64_t item_bytes;    // scratch of an item
@@ -72,10 +88,12 @@ struct convolution_plan {
     struct winograd_plan tiles;   // with winograd
     struct direct_plan shortcut;  // with has_shortcut
     uint32_t items;               // of the convolution itself
+    uint32_t partials;            // of one image
     size_t norm_stride;           // floats from image to image of norm
-    size_t partial_stride;        // floats from item to item of partials
+    size_t partial_stride;        // floats from one of partials to the next
     uint64_t shortcut_offset;     // bytes from the start of the workspace
     uint64_t weight_offset;       // likewise
+    uint64_t input_offset;        // likewise
     uint64_t partials_offset;     // likewise
     uint64_t workspace_bytes;     // all of it
 };

@@ -12,8 +12,8 @@ LANES_INLINE lanes lanes_set(float value)
     return _mm256_set1_ps(value);
 }
 
-// One float in all lanes. The empty assembly keeps the loads of a long product in the order in which
-// they are written: scheduled by the compiler, the product runs 5 % slower.
+// One float in all lanes. The empty assembly keeps the loads of a long product in the order in
+// which they are written: scheduled by the compiler, the product runs 5 % slower.
 LANES_INLINE lanes lanes_broadcast(const float *at)
 {
     lanes value = _mm256_broadcast_ss(at);

@@ -18,9 +18,11 @@ struct cpu_run {
 };
 
 struct cpu_launch {
-    uint32_t items;           // how many; 0 is allowed and does nothing
-    uint64_t scratch_bytes;   // private memory of the thread that runs an item, 64-byte aligned, not cleared
-    void (*run)(const struct operation *op, const struct cpu_run *run, uint32_t item, void *scratch);
+    uint32_t items;          // how many; 0 is allowed and does nothing
+    uint64_t scratch_bytes;  // private memory of the thread that runs an item, 64-byte aligned, not
+                             // cleared
+    void (*run)(const struct operation *op, const struct cpu_run *run, uint32_t item,
+                void *scratch);
 };
 
 // The most launches of one operation.
@@ -36,16 +38,19 @@ static inline void *cpu_address(const struct cpu_run *run, const struct value *v
 
 // Each writes the launches of its operation, in order, and returns how many. They allocate nothing.
 // Thread:    any.
-uint32_t cpu_convolution_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
+uint32_t cpu_convolution_launches(const struct operation *op,
+                                  struct cpu_launch out[CPU_LAUNCHES_MAX]);
 uint32_t cpu_linear_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
-uint32_t cpu_attention_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
+uint32_t cpu_attention_launches(const struct operation *op,
+                                struct cpu_launch out[CPU_LAUNCHES_MAX]);
 // Layer norm, embedding, gather, store, pixels, latents, clear, blend: what only moves memory.
 uint32_t cpu_simple_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
 
 // Bytes of arena that the operation's launches share, and those of a convolution's statistics.
 // Thread:    any.
 uint64_t cpu_workspace_bytes(const struct device *device, const struct operation *op);
-uint64_t cpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w, uint32_t k);
+uint64_t cpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w,
+                              uint32_t k);
 
 // A weight as this device keeps it. data is what the launches read.
 struct cpu_weight {
@@ -53,7 +58,7 @@ struct cpu_weight {
     const void *parts[WEIGHT_PARTS_MAX];  // as given; the file's bytes
     uint32_t parts_count;                 // how many
     enum dtype data_dtype;                // type of data: f32 or f16 (bf16 files are kept as bf16)
-    void *data;                           // own copy in the layout of this form, or NULL when parts serve
+    void *data;  // own copy in the layout of this form, or NULL when parts serve
 };
 
 // See weight_create and weight_destroy of kernels.h.

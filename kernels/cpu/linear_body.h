@@ -118,15 +118,14 @@ static void linear_down(const struct operation *operation, const struct cpu_run 
     }
 }
 
-// Prefetches a share of the file's bytes that the next panel is packed from.
+// Prefetches a share of the file's bytes that the next panel is packed from: some of its rows.
 static inline void linear_prefetch(const uint8_t *const rows[PANEL_COLUMNS], size_t begin_bytes,
                                    size_t row_bytes, uint32_t share, uint32_t shares)
 {
-    uint32_t lines = (uint32_t)((row_bytes + 63) / 64);
-    uint32_t all = lines * PANEL_COLUMNS;
-    uint32_t end = all * (share + 1) / shares;
-    for (uint32_t i = all * share / shares; i < end; i++) {
-        __builtin_prefetch(rows[i / lines] + begin_bytes + (size_t)(i % lines) * 64, 0, 2);
+    uint32_t end = PANEL_COLUMNS * (share + 1) / shares;
+    for (uint32_t row = PANEL_COLUMNS * share / shares; row < end; row++) {
+        const uint8_t *from = rows[row] + begin_bytes;
+        for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
     }
 }
 

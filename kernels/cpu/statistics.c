@@ -29,14 +29,13 @@ void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run,
     uint32_t columns = cpu_round_up(self->k, PANEL_COLUMNS);
     uint32_t image = item / panels;
     uint32_t first = item % panels * PANEL_COLUMNS;
-    uint32_t image_items = plan.items / self->n;
     const uint8_t *workspace = cpu_address(run, &op->workspace);
     const float *partial = (const float *)(const void *)(workspace + plan.partials_offset) +
-                           (size_t)image * image_items * plan.partial_stride;
+                           (size_t)image * plan.partials * plan.partial_stride;
     double count = 0;
     double mean[PANEL_COLUMNS] = {0};
     double m2[PANEL_COLUMNS] = {0};
-    for (uint32_t i = 0; i < image_items; i++, partial += plan.partial_stride) {
+    for (uint32_t i = 0; i < plan.partials; i++, partial += plan.partial_stride) {
         double more = (double)partial[0];
         if (more == 0) continue;
         double share = more / (count + more);

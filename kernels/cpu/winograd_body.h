@@ -37,7 +37,12 @@ struct winograd_item {
     uint32_t tile_begin;     // first tile
     uint32_t tiles;          // how many are real
     uint32_t strips;         // of 6 tiles
-    float *transformed;      // scratch: the input
+    uint32_t phase_begin;    // first phase
+    uint32_t column_begin;   // first column
+    uint32_t column_end;     // one more than the last
+    uint32_t layout_strips;  // strips in transformed
+    uint32_t layout_begin;   // the first of ours among them
+    float *transformed;      // the input, in scratch or workspace
     float *product;          // scratch: one block
     float *sums;             // scratch: [3][k], first pixels, sums, sums of squares
 };
@@ -75,7 +80,7 @@ LANES_INLINE void winograd_input_columns(const struct winograd_item *self, bool 
                 __builtin_prefetch(from + 16);
                 if (norm) d[i] = input_norm_apply(&self->norm, silu, channel + half, d[i]);
             }
-            winograd_input(d, out);
+            winograd_transform_input(d, out);
 #pragma GCC unroll 6
             for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
                 lanes_store(columns + (i * WINOGRAD_RUN_COLUMNS + j) * 16 + half, out[i]);
@@ -98,7 +103,7 @@ static void winograd_input_rows(const struct winograd_item *self, const struct w
                 lanes points[WINOGRAD_SIDE];
 #pragma GCC unroll 6
                 for (uint32_t j = 0; j < WINOGRAD_SIDE; j++) d[j] = lanes_load(from + j * 16);
-                winograd_input(d, points);
+                winograd_transform_input(d, points);
 #pragma GCC unroll 6
                 for (uint32_t j = 0; j < WINOGRAD_SIDE; j++) {
                     lanes_store(to + (i * WINOGRAD_SIDE + j) * self->plan.input_stride, points[j]);
@@ -112,7 +117,8 @@ static void winograd_input_rows(const struct winograd_item *self, const struct w
 static inline size_t winograd_strip_offset(const struct winograd_item *self, uint32_t strip,
                                            uint32_t first, uint32_t depth)
 {
-    return (size_t)first * self->strips * STRIP_ROWS + (size_t)strip * depth * STRIP_ROWS;
+    return ((size_t)first * self->layout_strips + (size_t)(self->layout_begin + strip) * depth) *
+           STRIP_ROWS;
 }
 
 static void winograd_input_run(const struct winograd_item *self, uint32_t strip,
@@ -220,12 +226,12 @@ LANES_INLINE void winograd_output_tile(const struct winograd_item *self, uint32_
         for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
             m[i] = lanes_load(from + (i * WINOGRAD_SIDE + j) * self->plan.product_stride);
         }
-        winograd_output(side, m, out);
+        winograd_transform_output(side, m, out);
 #pragma GCC unroll 5
         for (uint32_t i = 0; i < side; i++) rows[i][j] = out[i];
     }
     for (uint32_t i = 0; i < side; i++) {
-        winograd_output(side, rows[i], out);
+        winograd_transform_output(side, rows[i], out);
 #pragma GCC unroll 5
         for (uint32_t j = 0; j < side; j++) {
             lanes_store(pixels + (size_t)(i * side + j) * WINOGRAD_BLOCK + column, out[j]);
@@ -293,27 +299,13 @@ static uint32_t winograd_finish(const struct winograd_item *self, uint32_t phase
     return begun;
 }
 
-static void winograd_columns(const struct winograd_item *self)
+static void winograd_leave_partial(const struct winograd_item *self, uint32_t pixels)
 {
-    const struct winograd_plan *plan = &self->plan;
     uint32_t k = self->op->k;
-    size_t panel_floats = WINOGRAD_POINTS * plan->weight_stride;
-    uint32_t pixels = 0;
-    for (uint32_t phase = 0; phase < plan->phases; phase++) {
-        const float *weight = self->weight + (size_t)phase * (k / PANEL_COLUMNS) * panel_floats;
-        uint32_t after = pixels;
-        for (uint32_t first = 0; first < k; first += WINOGRAD_BLOCK) {
-            uint32_t columns = cpu_min(WINOGRAD_BLOCK, k - first);
-            winograd_product(self, weight + first / PANEL_COLUMNS * panel_floats,
-                             columns / PANEL_COLUMNS);
-            after = winograd_finish(self, phase, first, columns, pixels);
-        }
-        pixels = after;
-    }
-    if (self->partial == NULL) return;
-    self->partial[0] = (float)pixels;
+    // Splits of the columns write the same count; one of them is enough.
+    if (self->column_begin == 0) self->partial[0] = (float)pixels;
     if (pixels == 0) return;
-    for (uint32_t column = 0; column < k; column += 8) {
+    for (uint32_t column = self->column_begin; column < self->column_end; column += 8) {
         const float *memory = self->sums + column;
         struct pixel_sums sums = {lanes_load(memory), lanes_load(memory + k),
                                   lanes_load(memory + 2 * (size_t)k)};
@@ -322,41 +314,106 @@ static void winograd_columns(const struct winograd_item *self)
     }
 }
 
+static void winograd_columns(const struct winograd_item *self)
+{
+    const struct winograd_plan *plan = &self->plan;
+    uint32_t panels = self->op->k / PANEL_COLUMNS;
+    size_t panel_floats = WINOGRAD_POINTS * plan->weight_stride;
+    uint32_t pixels = 0;
+    for (uint32_t i = 0; i < plan->item_phases; i++) {
+        uint32_t phase = self->phase_begin + i;
+        const float *weight = self->weight + (size_t)phase * panels * panel_floats;
+        uint32_t after = pixels;
+        for (uint32_t first = self->column_begin; first < self->column_end;) {
+            uint32_t columns = cpu_min(WINOGRAD_BLOCK, self->column_end - first);
+            winograd_product(self, weight + first / PANEL_COLUMNS * panel_floats,
+                             columns / PANEL_COLUMNS);
+            after = winograd_finish(self, phase, first, columns, pixels);
+            first += columns;
+        }
+        pixels = after;
+    }
+    if (self->partial != NULL) winograd_leave_partial(self, pixels);
+}
+
+// What all items of an image have in common.
+static struct winograd_item winograd_image(const struct operation *operation,
+                                           const struct cpu_run *run,
+                                           const struct convolution_plan *plan, uint32_t image)
+{
+    const struct convolution *op = &operation->convolution;
+    const struct winograd_plan *tiles = &plan->tiles;
+    size_t image_in = (size_t)op->h * op->w * op->c;
+    size_t image_out = (size_t)plan->out_h * plan->out_w * op->k;
+    uint8_t *workspace = cpu_address(run, &operation->workspace);
+    const float *residual = cpu_address(run, plan->has_shortcut ? &op->output : &op->residual);
+    uint8_t *transformed = workspace + plan->input_offset + image * tiles->input_bytes;
+    return (struct winograd_item){
+        .op = op,
+        .plan = *tiles,
+        .input = (const float *)cpu_address(run, &op->input) + image * image_in,
+        .output = (float *)cpu_address(run, &op->output) + image * image_out,
+        .residual = residual != NULL ? residual + image * image_out : NULL,
+        .bias = cpu_vector(op->bias),
+        .weight = (const float *)(const void *)(workspace + plan->weight_offset),
+        .norm = input_norm_of(operation, run, plan, image),
+        .out_w = plan->out_w,
+        .transformed = (float *)(void *)transformed,
+        .layout_strips = tiles->strips,
+    };
+}
+
+static void winograd_take_strips(struct winograd_item *self, uint32_t begin, uint32_t end)
+{
+    self->strips = end - begin;
+    self->tile_begin = begin * STRIP_ROWS;
+    self->tiles = cpu_min(self->strips * STRIP_ROWS, self->plan.tiles - self->tile_begin);
+    self->layout_begin = begin;
+}
+
+static void winograd_input(const struct operation *operation, const struct cpu_run *run,
+                           uint32_t item, void *scratch)
+{
+    (void)scratch;
+    struct convolution_plan plan = cpu_convolution_plan(&operation->convolution);
+    const struct winograd_plan *tiles = &plan.tiles;
+    struct winograd_item self = winograd_image(operation, run, &plan, item / tiles->input_items);
+    uint32_t begin = item % tiles->input_items * WINOGRAD_INPUT_STRIPS;
+    winograd_take_strips(&self, begin, cpu_min(begin + WINOGRAD_INPUT_STRIPS, tiles->strips));
+    for (uint32_t i = 0; i < self.strips; i++) winograd_input_strip(&self, i);
+}
+
 static void winograd_multiply(const struct operation *operation, const struct cpu_run *run,
                               uint32_t item, void *scratch)
 {
     const struct convolution *op = &operation->convolution;
     struct convolution_plan plan = cpu_convolution_plan(op);
     const struct winograd_plan *tiles = &plan.tiles;
-    uint32_t image = item / tiles->groups;
+    // Neighbouring items share weights: they are the groups of one part of one image.
     uint32_t group = item % tiles->groups;
-    size_t image_out = (size_t)plan.out_h * plan.out_w * op->k;
-    uint8_t *workspace = cpu_address(run, &operation->workspace);
-    const float *residual = cpu_address(run, plan.has_shortcut ? &op->output : &op->residual);
-    uint32_t strip = cpu_winograd_strip(tiles, group);
-    struct winograd_item self = {
-        .op = op,
-        .plan = *tiles,
-        .input =
-            (const float *)cpu_address(run, &op->input) + image * (size_t)op->h * op->w * op->c,
-        .output = (float *)cpu_address(run, &op->output) + image * image_out,
-        .residual = residual != NULL ? residual + image * image_out : NULL,
-        .bias = cpu_vector(op->bias),
-        .weight = (const float *)(const void *)(workspace + plan.weight_offset),
-        .norm = input_norm_of(operation, run, &plan, image),
-        .out_w = plan.out_w,
-        .tile_begin = strip * STRIP_ROWS,
-        .strips = cpu_winograd_strip(tiles, group + 1) - strip,
-        .transformed = scratch,
-    };
-    self.tiles = cpu_min(self.strips * STRIP_ROWS, tiles->tiles - self.tile_begin);
-    self.product = self.transformed + WINOGRAD_POINTS * tiles->input_stride;
+    uint32_t part = item / tiles->groups % tiles->parts;
+    uint32_t image = item / tiles->groups / tiles->parts;
+    uint32_t split = part % tiles->splits;
+    struct winograd_item self = winograd_image(operation, run, &plan, image);
+    winograd_take_strips(&self, cpu_winograd_strip(tiles, group),
+                         cpu_winograd_strip(tiles, group + 1));
+    self.phase_begin = part / tiles->splits;
+    self.column_begin = split * tiles->split_blocks * WINOGRAD_BLOCK;
+    self.column_end = cpu_min(op->k, (split + 1) * tiles->split_blocks * WINOGRAD_BLOCK);
+    self.product = scratch;
     self.sums = self.product + WINOGRAD_POINTS * tiles->product_stride;
     if (plan.has_statistics) {
+        uint8_t *workspace = cpu_address(run, &operation->workspace);
+        uint32_t index = image * plan.partials + self.phase_begin * tiles->groups + group;
         self.partial =
-            (float *)(void *)(workspace + plan.partials_offset) + item * plan.partial_stride;
+            (float *)(void *)(workspace + plan.partials_offset) + index * plan.partial_stride;
     }
-    for (uint32_t i = 0; i < self.strips; i++) winograd_input_strip(&self, i);
+    if (!tiles->shared) {
+        self.transformed = self.sums + 3 * (size_t)op->k;
+        self.layout_strips = self.strips;
+        self.layout_begin = 0;
+        for (uint32_t i = 0; i < self.strips; i++) winograd_input_strip(&self, i);
+    }
     winograd_columns(&self);
 }
 
@@ -374,22 +431,23 @@ LANES_INLINE void winograd_weight_transform(uint32_t phase, const lanes taps[9],
     lanes rows[3][WINOGRAD_SIDE];
     if (phase == 4) {
         for (uint32_t j = 0; j < 3; j++) {
-            winograd_weight3(taps[j], taps[3 + j], taps[6 + j], rows[j]);
+            winograd_transform_weight3(taps[j], taps[3 + j], taps[6 + j], rows[j]);
         }
         for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
-            winograd_weight3(rows[0][i], rows[1][i], rows[2][i], points + i * WINOGRAD_SIDE);
+            winograd_transform_weight3(rows[0][i], rows[1][i], rows[2][i],
+                                       points + i * WINOGRAD_SIDE);
         }
         return;
     }
     lanes small[3][2];
     for (uint32_t j = 0; j < 3; j++) {
         winograd_phase_taps(phase / 2, taps[j], taps[3 + j], taps[6 + j], small[j]);
-        winograd_weight2(small[j][0], small[j][1], rows[j]);
+        winograd_transform_weight2(small[j][0], small[j][1], rows[j]);
     }
     for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
         lanes pair[2];
         winograd_phase_taps(phase % 2, rows[0][i], rows[1][i], rows[2][i], pair);
-        winograd_weight2(pair[0], pair[1], points + i * WINOGRAD_SIDE);
+        winograd_transform_weight2(pair[0], pair[1], points + i * WINOGRAD_SIDE);
     }
 }
 

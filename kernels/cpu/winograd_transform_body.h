@@ -13,7 +13,7 @@
 #define SQRT2 1.41421356237309505f
 
 // out[6] = B^T d[6]
-LANES_INLINE void winograd_input(const lanes d[WINOGRAD_SIDE], lanes out[WINOGRAD_SIDE])
+LANES_INLINE void winograd_transform_input(const lanes d[WINOGRAD_SIDE], lanes out[WINOGRAD_SIDE])
 {
     lanes root = lanes_set(SQRT2);
     lanes even = lanes_multiply_add(lanes_set(-2.0f), d[2], d[4]);
@@ -30,7 +30,7 @@ LANES_INLINE void winograd_input(const lanes d[WINOGRAD_SIDE], lanes out[WINOGRA
 }
 
 // out[6] = G g[3]
-LANES_INLINE void winograd_weight3(lanes a, lanes b, lanes c, lanes out[WINOGRAD_SIDE])
+LANES_INLINE void winograd_transform_weight3(lanes a, lanes b, lanes c, lanes out[WINOGRAD_SIDE])
 {
     lanes even = lanes_multiply(lanes_set(-1.0f / 3.0f), lanes_multiply_add(lanes_set(2.0f), a, c));
     lanes odd = lanes_multiply(lanes_set(SQRT2 / 3.0f), b);
@@ -45,7 +45,7 @@ LANES_INLINE void winograd_weight3(lanes a, lanes b, lanes c, lanes out[WINOGRAD
 }
 
 // out[6] = G g[2]
-LANES_INLINE void winograd_weight2(lanes a, lanes b, lanes out[WINOGRAD_SIDE])
+LANES_INLINE void winograd_transform_weight2(lanes a, lanes b, lanes out[WINOGRAD_SIDE])
 {
     lanes even = lanes_multiply(lanes_set(-2.0f / 3.0f), a);
     lanes odd = lanes_multiply(lanes_set(SQRT2 / 3.0f), b);
@@ -60,7 +60,8 @@ LANES_INLINE void winograd_weight2(lanes a, lanes b, lanes out[WINOGRAD_SIDE])
 }
 
 // out[side] = A^T m[6], side 4 or 5
-LANES_INLINE void winograd_output(uint32_t side, const lanes m[WINOGRAD_SIDE], lanes out[5])
+LANES_INLINE void winograd_transform_output(uint32_t side, const lanes m[WINOGRAD_SIDE],
+                                            lanes out[5])
 {
     lanes p1 = lanes_add(m[1], m[2]);
     lanes q1 = lanes_subtract(m[1], m[2]);
