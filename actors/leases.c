@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -27,7 +26,10 @@
 #include "actors/topology.h"
 #include "messages/letter.h"
 #include "runtime/actor.h"
+#include "runtime/channel.h"
+#include "runtime/shared_memory.h"
 #include "runtime/socket.h"
+#include "runtime/system_memory.h"
 
 #define POOLS_MAX 16u
 #define CONNECTIONS_MAX 256u
@@ -36,12 +38,11 @@
 #define COUNTS_AFTER_MS 100u
 
 struct pool {
-    uint32_t number;            // 0: the entry is free
-    uint32_t uid;               // whose
-    int descriptor;             // memfd
-    uint64_t bytes;             // of it
-    uint32_t sessions;          // connections that use it
-    struct lease_table *table;  // who holds what
+    uint32_t number;              // 0: the entry is free
+    uint32_t uid;                 // whose
+    struct shared_memory memory;  // mapped, never touched here
+    uint32_t sessions;            // connections that use it
+    struct lease_table *table;    // who holds what
 };
 
 struct connection {
@@ -79,8 +80,8 @@ static void close_pool(struct pool *pool)
 {
     if (pool->number == 0) return;
     lease_table_destroy(&pool->table);
-    if (pool->descriptor >= 0) close(pool->descriptor);
-    *pool = (struct pool){.descriptor = -1};
+    shared_memory_destroy(&pool->memory);
+    *pool = (struct pool){.memory = {.descriptor = -1}};
 }
 
 static enum status open_pool(struct leases *self, struct pool *pool, uint32_t uid,
@@ -88,22 +89,14 @@ static enum status open_pool(struct leases *self, struct pool *pool, uint32_t ui
 {
     enum status status = lease_table_create(&pool->table, self->pool_bytes, error);
     if (status != STATUS_OK) return status;
-    pool->descriptor = memfd_create("luna-pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    bool made =
-        pool->descriptor >= 0 && ftruncate(pool->descriptor, (off_t)self->pool_bytes) == 0 &&
-        fcntl(pool->descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0;
-    if (!made) {
-        error_set(error, STATUS_RESOURCE_EXHAUSTED, "no pool of shared memory: %s",
-                  strerror(errno));
-        if (pool->descriptor >= 0) close(pool->descriptor);
+    status = shared_memory_create(&pool->memory, "luna-pool", self->pool_bytes, error);
+    if (status != STATUS_OK) {
         lease_table_destroy(&pool->table);
-        *pool = (struct pool){.descriptor = -1};
-        return STATUS_RESOURCE_EXHAUSTED;
+        return status;
     }
     self->pool_number = self->pool_number == UINT32_MAX ? 1 : self->pool_number + 1;
     pool->number = self->pool_number;
     pool->uid = uid;
-    pool->bytes = self->pool_bytes;
     return STATUS_OK;
 }
 
@@ -144,7 +137,8 @@ static struct pool *find_pool(struct leases *self, uint32_t number)
 static void trim(struct pool *pool)
 {
     if (pool->sessions > 0 || lease_table_slots(pool->table) > 0) return;
-    fallocate(pool->descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->bytes);
+    fallocate(pool->memory.descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+              (off_t)pool->memory.bytes);
 }
 
 // ---- what the monitor is told
@@ -210,7 +204,7 @@ static enum status acquire(struct connection *connection, uint64_t bytes, luna_L
         lease_table_acquire(connection->pool->table, connection->session, bytes, &lease, error);
     if (status != STATUS_OK) return status;
     reply->pool = connection->pool->number;
-    reply->pool_bytes = connection->pool->bytes;
+    reply->pool_bytes = connection->pool->memory.bytes;
     reply->slot = lease.slot;
     reply->generation = lease.generation;
     reply->offset = lease.offset;
@@ -229,9 +223,8 @@ static enum status release(struct connection *connection, const luna_LeaseReques
 }
 
 // Answers one request; false when the connection is to be closed.
-static bool serve_client(struct connection *connection, const struct packet *packet)
+static bool serve_client(struct connection *connection, struct bytes frame)
 {
-    struct bytes frame = {.data = packet->data, .size = packet->size};
     luna_LeaseRequest request = luna_LeaseRequest_init_zero;
     luna_LeaseReply reply = luna_LeaseReply_init_zero;
     struct error error = {0};
@@ -247,7 +240,7 @@ static bool serve_client(struct connection *connection, const struct packet *pac
 
     // The first reply that names a pool carries its descriptor.
     bool names_pool = reply.pool != 0;
-    int descriptor = names_pool && !had_pool ? connection->pool->descriptor : -1;
+    int descriptor = names_pool && !had_pool ? connection->pool->memory.descriptor : -1;
     // A pool that was taken for a lease that failed is announced with the next one.
     if (!names_pool && !had_pool && connection->pool != NULL) {
         connection->pool->sessions -= 1;
@@ -262,12 +255,13 @@ static bool serve_client(struct connection *connection, const struct packet *pac
     static const uint8_t ok[] = {0x08, 0x00};
     struct bytes bytes = {.data = buffer, .size = encoded.size};
     if (bytes.size == 0) bytes = (struct bytes){.data = ok, .size = sizeof ok};
-    return packet_send(connection->socket, bytes, descriptor) == STATUS_OK;
+    const struct channel_descriptors passed = {.count = descriptor >= 0 ? 1 : 0,
+                                               .descriptors = {descriptor}};
+    return channel_send(connection->socket, bytes, &passed) == STATUS_OK;
 }
 
-static bool serve_worker(struct connection *connection, const struct packet *packet)
+static bool serve_worker(struct connection *connection, struct bytes frame)
 {
-    struct bytes frame = {.data = packet->data, .size = packet->size};
     luna_Letter letter;
     if (letter_decode(frame, &letter, NULL) != STATUS_OK) return false;
     if (letter.which_letter != luna_Letter_pool_request_tag) return false;
@@ -276,23 +270,25 @@ static bool serve_worker(struct connection *connection, const struct packet *pac
     letter = (luna_Letter){.which_letter = luna_Letter_pool_answer_tag};
     luna_PoolAnswer *answer = &letter.letter.pool_answer;
     answer->pool = number;
-    answer->bytes = pool != NULL ? pool->bytes : 0;
+    answer->bytes = pool != NULL ? pool->memory.bytes : 0;
     answer->code = pool != NULL ? luna_Code_OK : luna_Code_NOT_FOUND;
-    return packet_send_letter(connection->socket, &letter, pool != NULL ? pool->descriptor : -1) ==
-           STATUS_OK;
+    return packet_send_letter(connection->socket, &letter,
+                              pool != NULL ? pool->memory.descriptor : -1) == STATUS_OK;
 }
 
 static void on_connection(void *state)
 {
     struct connection *connection = state;
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct packet packet;
-        enum status status = packet_receive(connection->socket, &packet);
+        uint8_t buffer[LETTER_BYTES_MAX];
+        size_t size = 0;
+        enum status status =
+            channel_receive(connection->socket, buffer, sizeof buffer, &size, NULL);
         if (status == STATUS_UNAVAILABLE) return;
-        if (packet.descriptor >= 0) close(packet.descriptor);
-        bool served = status == STATUS_OK && packet.size > 0 &&
-                      (connection->is_client ? serve_client(connection, &packet)
-                                             : serve_worker(connection, &packet));
+        struct bytes frame = {.data = buffer, .size = size};
+        bool served =
+            status == STATUS_OK && (connection->is_client ? serve_client(connection, frame)
+                                                          : serve_worker(connection, frame));
         if (served) continue;
         close_connection(connection);
         return;
@@ -411,15 +407,18 @@ static void on_router(void *state)
 
 // ---- life
 
-static uint64_t pool_bytes_of_machine(void)
+static enum status plan_pools(struct leases *self, struct error *error)
 {
-    long pages = sysconf(_SC_PHYS_PAGES);
-    long page_bytes = sysconf(_SC_PAGESIZE);
-    assert(pages > 0);
-    assert(page_bytes > 0);
-    uint64_t share = (uint64_t)pages * (uint64_t)page_bytes / POOL_SHARE;
+    struct system_memory memory;
+    if (system_memory_read(&memory) != STATUS_OK) {
+        return error_set(error, STATUS_INTERNAL, "the machine does not say how much memory it has");
+    }
+    uint64_t share = memory.total_bytes / POOL_SHARE;
     uint64_t bytes = share < POOL_BYTES_MAX ? share : POOL_BYTES_MAX;
-    return bytes / LEASE_UNIT_BYTES * LEASE_UNIT_BYTES;
+    self->pool_bytes = bytes / LEASE_UNIT_BYTES * LEASE_UNIT_BYTES;
+    if (self->pool_bytes > 0) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%lu bytes of memory are too few",
+                     (unsigned long)memory.total_bytes);
 }
 
 static enum status listen_both(struct leases *self, const struct core_arguments *core,
@@ -495,13 +494,13 @@ static enum status leases_create(void **state, const struct actor_context *conte
     self->context = context;
     self->clients = -1;
     self->workers = -1;
-    self->pool_bytes = pool_bytes_of_machine();
-    for (uint32_t i = 0; i < POOLS_MAX; i++) self->pools[i].descriptor = -1;
+    for (uint32_t i = 0; i < POOLS_MAX; i++) self->pools[i].memory.descriptor = -1;
     for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) self->connections[i].socket = -1;
     enum status status = STATUS_OK;
     if (getrandom(&self->pool_number, sizeof self->pool_number, 0) != sizeof self->pool_number) {
         status = error_set(error, STATUS_INTERNAL, "getrandom: %s", strerror(errno));
     }
+    if (status == STATUS_OK) status = plan_pools(self, error);
     if (status == STATUS_OK) status = open_sockets(self, error);
     if (status == STATUS_OK) status = listen_both(self, arguments, error);
     if (status != STATUS_OK) {

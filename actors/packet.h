@@ -1,25 +1,14 @@
-// packet.h - packets over AF_UNIX, SOCK_SEQPACKET: how letters and descriptors travel beside
-// ZeroMQ.
+// packet.h - letters between processes: on channels (runtime/channel.h), and who listens for them.
 
 #ifndef ACTORS_PACKET_H
 #define ACTORS_PACKET_H
 
 #include <stdint.h>
 
-#include "base/bytes.h"
 #include "base/error.h"
 #include "messages/actors.pb.h"
 
-#define PACKET_BYTES_MAX 8192u
-
-// What was received.
-struct packet {
-    uint8_t data[PACKET_BYTES_MAX];  // the packet
-    uint64_t size;                   // of it; 0: the peer has closed
-    int descriptor;                  // that came with it, the receiver's; -1: none
-};
-
-// Binds a path, whatever lay there before, and listens. The socket's mode is 0600.
+// Binds a path, whatever lay there before, and listens for channels. The socket's mode is 0600.
 // Ownership: the caller closes *out.
 // Errors:    FAILED_PRECONDITION.
 // Thread:    any.
@@ -31,19 +20,14 @@ enum status packet_listen(int *out, const char *path, struct error *error);
 // Thread:    any.
 enum status packet_accept(int listener, int *out, uint32_t *uid, struct error *error);
 
-// Sends one packet, and with descriptor (not -1) a copy of that, without waiting.
-// Errors:    RESOURCE_EXHAUSTED when the peer does not read; UNAVAILABLE when it is gone.
+// Sends a letter in one packet, and with descriptor (not -1) a copy of that.
+// Errors:    those of letter_encode and channel_send.
 // Thread:    any.
-enum status packet_send(int socket, struct bytes bytes, int descriptor);
+enum status packet_send_letter(int channel, const luna_Letter *letter, int descriptor);
 
-// Receives one packet without waiting. size 0: the peer has closed.
-// Ownership: the caller closes out->descriptor.
-// Errors:    UNAVAILABLE when nothing waits; INVALID_ARGUMENT for a packet that is too long.
+// Receives a letter. Descriptors that come with it are closed.
+// Errors:    those of channel_receive and letter_decode.
 // Thread:    any.
-enum status packet_receive(int socket, struct packet *out);
-
-// The same with a letter in the packet.
-// Errors:    and those of letter_encode.
-enum status packet_send_letter(int socket, const luna_Letter *letter, int descriptor);
+enum status packet_receive_letter(int channel, luna_Letter *out);
 
 #endif  // ACTORS_PACKET_H
