@@ -610,10 +610,14 @@ static enum status watch_edges(struct executor *self, struct error *error)
 
 static enum status open_device(struct executor *self, struct error *error)
 {
-    const struct config *config = self->arguments.config;
-    const struct device_options options = {.name = self->arguments.device,
-                                           .threads = config->service.threads};
-    self->ledger.limit_bytes = config->service.memory_limit_mb << 20;
+    const struct config_service *service = &self->arguments.config->service;
+    bool all_threads = service->threads == CONFIG_AUTO;
+    bool no_limit = service->memory_limit_mb == CONFIG_AUTO;
+    const struct device_options options = {
+        .name = self->arguments.device,
+        .threads = all_threads ? 0 : (uint32_t)service->threads,
+    };
+    self->ledger.limit_bytes = no_limit ? 0 : service->memory_limit_mb << 20;
     read_system_memory(self);
     return device_open(&self->device, &options, error);
 }
