@@ -492,3 +492,11 @@ def test_numbers_that_cannot_be_sent_are_named():
 def test_bfloat16_becomes_float32_for_numpy():
     tensor = arrays.Tensor("x", pb.BF16, (3,), numpy.array([0x3F80, 0xC000, 0x7F80], "<u2").tobytes())
     assert arrays.to_numpy(tensor).tolist() == [1.0, -2.0, float("inf")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+def test_torch_tensors_come_back_as_torch_tensors(dtype):
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(24).reshape(2, 3, 4).to(getattr(torch, dtype)).transpose(0, 1)
+    back = arrays.like(arrays.from_array("x", tensor), tensor)
+    assert back.dtype == tensor.dtype and torch.equal(back, tensor)

@@ -36,12 +36,18 @@ def _need(tensors, name):
     return tensors[name]
 
 
+def _is_repeated(field):
+    # protobuf 6 added the one and protobuf 7 took the other away.
+    repeated = getattr(field, "is_repeated", None)
+    return field.label == field.LABEL_REPEATED if repeated is None else repeated
+
+
 def plain(message):
     """A message as a dictionary with every field, those at their defaults included."""
     out = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.label == field.LABEL_REPEATED:
+        if _is_repeated(field):
             nested = field.type == field.TYPE_MESSAGE
             out[field.name] = [plain_model(v) if nested else v for v in value]
         elif field.type == field.TYPE_MESSAGE:
