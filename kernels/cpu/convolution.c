@@ -22,15 +22,22 @@ static struct direct_plan plan_direct(uint32_t h, uint32_t w, uint32_t c, uint32
     plan.channels = cpu_round_up(c, 8);
     plan.depth = side * side * plan.channels;
     plan.columns = cpu_round_up(k, PANEL_COLUMNS);
+    plan.narrow = side == 3 && stride == 1 && k <= NARROW_COLUMNS;
+    if (plan.narrow) {
+        plan.depth = plan.channels;
+        plan.columns = cpu_round_up(9 * k, PANEL_COLUMNS);
+    }
     // Large tiles repeat less of the border's normalisation, small ones leave room for channels.
     plan.tile_h = side == 1 ? 1 : c > 128 || stride == 2 ? 8 : 16;
     plan.tile_w = side == 1 ? 96 : 12;
     plan.tiles_x = cpu_divide_up(plan.out_w, plan.tile_w);
     plan.tiles = plan.tiles_x * cpu_divide_up(plan.out_h, plan.tile_h);
-    plan.strips = cpu_divide_up(plan.tile_h * plan.tile_w, STRIP_ROWS);
-    plan.patched = has_norm || c % 8 != 0;
+    plan.patched = has_norm || c % 8 != 0 || plan.narrow;
     plan.patch_h = (plan.tile_h - 1) * stride + side;
     plan.patch_w = (plan.tile_w - 1) * stride + side;
+    uint32_t pixels_multiplied =
+        plan.narrow ? plan.patch_h * plan.patch_w : plan.tile_h * plan.tile_w;
+    plan.strips = cpu_divide_up(pixels_multiplied, STRIP_ROWS);
 
     uint64_t rows = (uint64_t)plan.strips * STRIP_ROWS;
     uint64_t pixels = plan.patched ? (uint64_t)plan.patch_h * plan.patch_w : 1;
@@ -180,7 +187,8 @@ uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
         out[count++] =
             (struct cpu_launch){plan.items, plan.tiles.item_bytes, compute->winograd_multiply};
     } else {
-        out[count++] = (struct cpu_launch){panels, plan.direct.pack_bytes, compute->direct_pack};
+        out[count++] = (struct cpu_launch){plan.direct.columns / PANEL_COLUMNS,
+                                           plan.direct.pack_bytes, compute->direct_pack};
         out[count++] =
             (struct cpu_launch){plan.items, plan.direct.item_bytes, compute->direct_multiply};
     }

@@ -17,6 +17,8 @@
 #define DIRECT_CHUNK 288u
 // Channels that Winograd sums from zero.
 #define WINOGRAD_CHUNK 128u
+// The most outputs of a convolution whose taps become columns; narrow_body.h loads eight at once.
+#define NARROW_COLUMNS 8u
 // Points of a transformed tile, 6 x 6.
 #define WINOGRAD_POINTS 36u
 // Columns that one block of a Winograd item takes through product and output transform.
@@ -43,6 +45,7 @@ struct direct_plan {
     uint32_t strips;        // of 6 pixels in a full tile
     uint32_t patch_h;       // rows of input that a full tile reads
     uint32_t patch_w;       // columns of input that a full tile reads
+    bool narrow;            // few outputs: depth is channels, columns are (tap, output)
     bool patched;           // the input is copied (and normalised) into scratch first
     uint64_t weight_bytes;  // of the packed weight
     uint64_t pack_bytes;    // scratch of an item that packs the weight

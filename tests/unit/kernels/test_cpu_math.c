@@ -628,6 +628,9 @@ static void the_direct_way_is_the_sum_in_double(void **state)
         {2, 19, 13, 4, 32, 3, 1, false, false, true, 0, DTYPE_F16},
         {1, 18, 26, 16, 3, 3, 1, false, true, false, 0, DTYPE_BF16},
         {1, 9, 11, 13, 21, 3, 1, false, true, true, 5, DTYPE_F32},
+        {2, 17, 27, 304, 3, 3, 1, false, true, true, 0, DTYPE_F32},
+        {1, 7, 9, 5, 7, 3, 1, true, false, false, 0, DTYPE_F16},
+        {1, 33, 14, 24, 8, 3, 1, false, false, false, 0, DTYPE_BF16},
         {1, 16, 18, 24, 40, 3, 2, false, false, false, 0, DTYPE_F16},
         {1, 17, 19, 32, 16, 3, 2, false, false, false, 0, DTYPE_F16},
         {1, 6, 5, 20, 12, 3, 1, true, false, false, 0, DTYPE_F16},
@@ -649,6 +652,7 @@ static void winograd_is_the_sum_in_double(void **state)
         {1, 30, 29, 160, 32, 3, 1, false, true, false, 64, DTYPE_BF16},
         {1, 10, 9, 32, 32, 3, 1, true, false, false, 0, DTYPE_F32},
         {2, 14, 8, 48, 80, 3, 1, true, true, false, 0, DTYPE_F16},
+        {1, 70, 60, 32, 32, 3, 1, true, false, false, 0, DTYPE_F16},
         {1, 60, 44, 32, 32, 3, 1, false, true, true, 16, DTYPE_F16},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
