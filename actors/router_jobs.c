@@ -8,7 +8,7 @@
 #include "actors/event.h"
 #include "actors/post.h"
 
-const char *operation_name(uint32_t operation)
+const char *router_operation_name(uint32_t operation)
 {
     const char *name = codec_operation_name((luna_Operation)operation);
     return name != NULL ? name : "?";
@@ -23,7 +23,7 @@ void router_event(struct router *self, const char *topic, const struct job *job,
     luna_Event *event = &letter.letter.event;
     if (error != NULL) event->code = (luna_Code)error->status;
     if (job != NULL) {
-        text_set(event->operation, sizeof event->operation, operation_name(job->operation));
+        text_set(event->operation, sizeof event->operation, router_operation_name(job->operation));
         if (job->entry.service < JOB_SERVICES_MAX) {
             text_set(event->model, sizeof event->model, self->services[job->entry.service].model);
         }

@@ -157,7 +157,7 @@ void router_enqueue(struct router *self, struct job *job);
 bool router_cancel(struct router *self, uint32_t user, const uint8_t id[JOB_ID_BYTES]);
 void router_on_leases(void *state);
 void router_expire(struct router *self);
-const char *operation_name(uint32_t operation);
+const char *router_operation_name(uint32_t operation);
 void router_event(struct router *self, const char *topic, const struct job *job,
                   const struct error *error, uint32_t execute_ms);
 
