@@ -8,7 +8,8 @@
 
 #include "clients/c/luna.h"
 
-#define SYSTEM_SOCKET "/run/luna/luna.sock"
+#define SYSTEM_FOLDER "/run/luna"
+#define SYSTEM_SOCKET SYSTEM_FOLDER "/luna.sock"
 #define FALLBACK "tcp://127.0.0.1:19283"
 
 static bool is_socket(const char *path)
@@ -17,20 +18,37 @@ static bool is_socket(const char *path)
     return stat(path, &entry) == 0 && S_ISSOCK(entry.st_mode);
 }
 
-// The socket of a daemon that this user started: @runtime@/luna.sock of spec interface.
-static bool user_socket(char *out, size_t bytes)
+// True for a folder that only this user can have made: in a temporary folder anybody makes folders.
+static bool is_own(const char *folder)
+{
+    struct stat entry;
+    return lstat(folder, &entry) == 0 && S_ISDIR(entry.st_mode) && entry.st_uid == geteuid() &&
+           (entry.st_mode & 077) == 0;
+}
+
+// The folder that spec interface calls @runtime@; false when it does not fit.
+static bool runtime_folder(char *out, size_t bytes)
 {
     const char *runtime = getenv("XDG_RUNTIME_DIR");
     const char *temporary = getenv("TMPDIR");
     int length = 0;
     if (geteuid() == 0) {
-        length = snprintf(out, bytes, "%s", SYSTEM_SOCKET);
+        length = snprintf(out, bytes, "%s", SYSTEM_FOLDER);
     } else if (runtime != NULL && runtime[0] == '/') {
-        length = snprintf(out, bytes, "%s/luna/luna.sock", runtime);
+        length = snprintf(out, bytes, "%s/luna", runtime);
     } else {
-        if (temporary == NULL || temporary[0] != '/') temporary = "/tmp";
-        length = snprintf(out, bytes, "%s/luna-%u/luna.sock", temporary, (unsigned)geteuid());
+        if (temporary == NULL || temporary[0] != '/') temporary = P_tmpdir;
+        length = snprintf(out, bytes, "%s/luna-%u", temporary, (unsigned)geteuid());
+        if (length > 0 && (size_t)length < bytes && !is_own(out)) return false;
     }
+    return length > 0 && (size_t)length < bytes;
+}
+
+static bool user_socket(char *out, size_t bytes)
+{
+    char folder[LUNA_ENDPOINT_BYTES];
+    if (!runtime_folder(folder, sizeof folder)) return false;
+    int length = snprintf(out, bytes, "%s/luna.sock", folder);
     return length > 0 && (size_t)length < bytes && is_socket(out);
 }
 

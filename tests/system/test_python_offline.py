@@ -1,6 +1,7 @@
 """The Python package against a daemon that does as it is told; the real one is not needed."""
 
 import asyncio
+import os
 import pathlib
 import subprocess
 import sys
@@ -467,6 +468,15 @@ def test_the_endpoint_is_found_in_the_order_of_the_contract(tmp_path, monkeypatc
     assert endpoint.find() == f"ipc://{tmp_path}/system.sock"
     sockets[1].bind(f"ipc://{tmp_path}/luna/luna.sock")
     assert endpoint.find() == f"ipc://{tmp_path}/luna/luna.sock"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(endpoint.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / "luna-4711"
+    folder.mkdir(mode=0o700)
+    (folder / "luna.sock").symlink_to(tmp_path / "luna" / "luna.sock")
+    assert endpoint.find() == f"ipc://{tmp_path}/system.sock"  # the folder is somebody else's
+    monkeypatch.setattr(endpoint.os, "geteuid", lambda: folder.stat().st_uid or 4711)
+    monkeypatch.setattr(endpoint.os, "lstat", lambda path: os.stat_result((0o40755, 0, 0, 1, 4711, 0, 0, 0, 0, 0)))
+    assert endpoint.find() == f"ipc://{tmp_path}/system.sock"  # it is open to others
     context.destroy(linger=0)
     with pytest.raises(ValueError):
         endpoint.find("http://there")
