@@ -47,7 +47,7 @@ class Request:
                 entry.bytes = len(data)
                 payloads.append(data)
         content = body.SerializeToString() if body is not None else b""
-        self.daemon.socket.send_multipart([self.route, header.SerializeToString(), content, *payloads])
+        self.daemon.socket.send_multipart([*self.route, header.SerializeToString(), content, *payloads])
 
     def fail(self, code, message, retry_after_ms=0):
         self.reply(code=code, message=message, retry_after_ms=retry_after_ms)
@@ -187,7 +187,9 @@ class FakeDaemon:
         poller.register(self.socket, zmq.POLLIN)
         poller.register(end, zmq.POLLIN)
         while end not in dict(poller.poll()):
-            route, head, body, *payloads = self.socket.recv_multipart()
+            route, *frames = self.socket.recv_multipart()
+            route = [route, b""] if frames[0] == b"" else [route]  # a delimiter, as REQ sends it
+            head, body, *payloads = frames[len(route) - 1 :]
             header = pb.Header.FromString(head)
             request = Request(self, route, header, body, payloads)
             with self.came:

@@ -200,7 +200,7 @@ def test_an_answer_that_does_not_hold_what_it_says_is_an_error(fake, wrong):
     def answer(request):
         header = pb.Header(major=1, kind=pb.REPLY, id=request.header.id)
         header.tensors.add(**{"name": "latent", "dtype": pb.F32, "dims": [1, 4, 2, 2], **wrong})
-        fake.socket.send_multipart([request.route, header.SerializeToString(), b"", bytes(64)])
+        fake.socket.send_multipart([*request.route, header.SerializeToString(), b"", bytes(64)])
 
     fake.on[pb.ENCODE_IMAGE] = answer
     with luna.connect(fake.endpoint) as daemon:
@@ -450,6 +450,22 @@ def test_events_are_decoded_by_their_topic():
     assert decision.topic == "scaling.up"
     assert (decision.data["signal"], decision.data["value"]) == ("queue_depth", 3.0)
     assert (decision.data["code"], decision.data["id"]) == ("NOT_FOUND", "01")
+
+
+def test_the_example_without_the_package_works(fake, tmp_path):
+    def answer(request):
+        pixels = bytes([len(request.tensor("latent")) % 251]) * (512 * 512 * 3)
+        request.reply(pb.ImageReply(device="cpu"), [("image", pb.U8, (1, 512, 512, 3), pixels)])
+
+    fake.on[pb.DECODE_LATENT] = answer
+    (tmp_path / "latent").write_bytes(bytes(4 * 4 * 64 * 64))
+    environment = {**os.environ, "LUNA_ENDPOINT": fake.endpoint,
+                   "PYTHONPATH": str(ROOT / "clients" / "python" / "luna")}
+    script = [sys.executable, str(ROOT / "clients" / "python" / "examples" / "raw_client.py")]
+    done = subprocess.run([*script, tmp_path / "latent", tmp_path / "image"], env=environment,
+                          capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "[1, 512, 512, 3] cpu\n"), done.stderr
+    assert (tmp_path / "image").read_bytes() == bytes([65536 % 251]) * (512 * 512 * 3)
 
 
 def test_the_endpoint_is_found_in_the_order_of_the_contract(tmp_path, monkeypatch):
