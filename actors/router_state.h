@@ -59,6 +59,7 @@ struct service {
         needs_bytes;  // largest arena that a job was refused for; 0 when none is waiting for it
     uint64_t held_until_ns;  // jobs that came back for want of memory wait until then
     uint32_t depth_sent;     // what the scaler was told last
+    uint32_t running_sent;   // see depth_sent
     uint64_t told_ns;        // when
 };
 

@@ -39,7 +39,8 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
     struct service *service = &self->services[index];
     uint64_t now = router_now(self);
     uint32_t depth = job_queue_depth(self->queue, index);
-    bool changed = (depth == 0) != (service->depth_sent == 0);
+    bool changed = (depth == 0) != (service->depth_sent == 0) ||
+                   (service->running == 0) != (service->running_sent == 0);
     bool due = now - service->told_ns >= UINT64_C(100000000) &&
                (depth > 0 || service->depth_sent > 0 || service->running > 0);
     if (!always && !changed && !due) return;
@@ -57,6 +58,7 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
     demand->requests_total = service->requests_total;
     if (router_post(self, ROUTER_SCALER, &letter, NULL) != STATUS_OK) return;
     service->depth_sent = depth;
+    service->running_sent = service->running;
     service->told_ns = now;
 }
 

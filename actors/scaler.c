@@ -20,6 +20,9 @@
 
 #define TICK_MS 200u
 #define DECISIONS_MAX 32u
+// An executor that this scaler meets first has this long to say which workers it has; until then
+// nothing is decided.
+#define INTRODUCTION_MS 50u
 #define MEGABYTE UINT64_C(1048576)
 #define MARGIN_CPU_MB 512u
 
@@ -42,6 +45,7 @@ struct scaler {
     struct device_table devices;                      // executors
     luna_ServiceNotice notices[POLICY_SERVICES_MAX];  // as told last, by place in the policy's list
     uint32_t notices_count;                           // of them
+    uint64_t decide_after_ms;                         // an executor is about to introduce itself
     uint64_t events_dropped;                          // the monitor's queue was full
 };
 
@@ -210,7 +214,8 @@ static void tell_services(struct scaler *self)
 // the bound.
 static void step(struct scaler *self)
 {
-    for (uint32_t round = 0; round < POLICY_WORKERS_MAX; round++) {
+    bool waits = now_ms(self) < self->decide_after_ms;
+    for (uint32_t round = 0; !waits && round < POLICY_WORKERS_MAX; round++) {
         struct policy_decision decisions[DECISIONS_MAX];
         uint32_t count = policy_step(self->policy, now_ms(self), decisions, DECISIONS_MAX);
         for (uint32_t i = 0; i < count; i++) {
@@ -242,6 +247,8 @@ static void on_device_report(struct scaler *self, struct bytes connection,
     if (device_table_report(&self->devices, connection, report)) {
         luna_Letter who = {.which_letter = luna_Letter_who_tag};
         post_to_executor(self, connection, &who);
+        self->decide_after_ms = now_ms(self) + INTRODUCTION_MS;
+        loop_timer_restart(self->tick, INTRODUCTION_MS);
     }
     struct error error = {0};
     struct policy_device device = {.epoch = report->epoch,
