@@ -393,6 +393,8 @@ static void on_loader(void *state)
         model->loaded[letter.group] = letter.loaded;
         ledger_weights(&self->ledger, 0, letter.loaded->bytes);
         read_system_memory(self);
+        bool more = model->loading[luna_Group_VAE] || model->loading[luna_Group_TEXT];
+        if (!more) tell_model(self, model, NULL);
     } else {
         tell_model(self, model, &letter.error);
     }
@@ -500,9 +502,10 @@ static void on_load(struct executor *self, const char *name)
 {
     struct model_entry *model = find_model(self, name);
     if (model == NULL || name[0] == '\0') return;
-    // Which groups the files offer is known to the registry; the loader says no to the other one.
     for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
-        if (model->loaded[group] == NULL) ask_loader(self, model, group);
+        bool offers =
+            group == luna_Group_VAE ? model->definition.offers_vae : model->definition.offers_text;
+        if (offers && model->loaded[group] == NULL) ask_loader(self, model, group);
     }
 }
 
