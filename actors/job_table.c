@@ -54,10 +54,12 @@ uint64_t message_digest(const struct message *message, uint32_t first, uint64_t 
     return seed;
 }
 
-enum status job_table_create(struct job_table **out, uint32_t jobs_max, struct error *error)
+enum status job_table_create(struct job_table **out, uint32_t jobs_max, uint64_t first_number,
+                             struct error *error)
 {
     assert(out != NULL);
     assert(jobs_max >= 1);
+    assert(first_number >= 1);
     uint32_t buckets = 16;
     while (buckets < 2 * jobs_max && buckets < 1u << 20) buckets *= 2;
 
@@ -68,6 +70,7 @@ enum status job_table_create(struct job_table **out, uint32_t jobs_max, struct e
     self->by_number = calloc(buckets, sizeof *self->by_number);
     if (self->pool == NULL || self->by_key == NULL || self->by_number == NULL) goto no_memory;
     self->jobs_max = jobs_max;
+    self->last_number = first_number - 1;
     self->mask = buckets - 1;
     for (uint32_t i = jobs_max; i-- > 0;) {
         self->pool[i].next = self->free;

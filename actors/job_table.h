@@ -58,9 +58,11 @@ struct job {
 
 struct job_table;
 
-// Makes a table for jobs_max jobs.
+// Makes a table for jobs_max jobs, whose numbers grow from first_number on. Numbers must not come
+// twice even across restarts of the core: a worker that outlived one may still answer an old job.
 // Ownership: the caller owns *out. Errors: RESOURCE_EXHAUSTED. Thread: one, as all here.
-enum status job_table_create(struct job_table **out, uint32_t jobs_max, struct error *error);
+enum status job_table_create(struct job_table **out, uint32_t jobs_max, uint64_t first_number,
+                             struct error *error);
 
 // Destroys the table and the frames of the jobs in it. NULL is allowed.
 void job_table_destroy(struct job_table **self_p);

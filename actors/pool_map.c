@@ -22,11 +22,13 @@
 
 struct entry {
     uint32_t pool;                // number
+    uint64_t used;                // when it was needed last, in calls
     struct shared_memory memory;  // of the pool
 };
 
 struct pool_map {
     struct sockaddr_un address;  // of the lease manager
+    uint64_t calls;              // so far
     uint32_t count;              // entries in use
     struct entry entries[POOLS_MAX];
 };
@@ -100,28 +102,43 @@ done:
     return status;
 }
 
-static enum status fetch(struct pool_map *self, uint32_t pool, struct error *error)
+// A place for a new mapping. When all are taken, the one that was used longest ago goes: its pool
+// belongs to a core or a client that is gone, for no job names 32 pools.
+static struct entry *make_room(struct pool_map *self)
+{
+    if (self->count < POOLS_MAX) {
+        self->count += 1;
+        return &self->entries[self->count - 1];
+    }
+    struct entry *oldest = &self->entries[0];
+    for (uint32_t i = 1; i < self->count; i++) {
+        if (self->entries[i].used < oldest->used) oldest = &self->entries[i];
+    }
+    shared_memory_destroy(&oldest->memory);
+    return oldest;
+}
+
+static enum status fetch(struct pool_map *self, uint32_t pool, struct entry **out,
+                         struct error *error)
 {
     luna_PoolAnswer answer;
     int descriptor = -1;
-    if (self->count == POOLS_MAX) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
-                         "%u pools of shared memory are mapped, no more fit", POOLS_MAX);
-    }
     if (ask(self, pool, &answer, &descriptor) != STATUS_OK || answer.code != luna_Code_OK) {
         if (descriptor >= 0) close(descriptor);
         return error_set(error, STATUS_UNAVAILABLE, "the lease manager did not hand out pool %u",
                          pool);
     }
-    struct entry *entry = &self->entries[self->count];
+    struct shared_memory memory;
     enum status status =
-        shared_memory_map(&entry->memory, descriptor, answer.bytes, UINT64_MAX, true, error);
+        shared_memory_map(&memory, descriptor, answer.bytes, UINT64_MAX, true, error);
     if (status != STATUS_OK) {
         close(descriptor);
         return status;
     }
+    struct entry *entry = make_room(self);
     entry->pool = pool;
-    self->count += 1;
+    entry->memory = memory;
+    *out = entry;
     return STATUS_OK;
 }
 
@@ -135,10 +152,11 @@ enum status pool_map_find(struct pool_map *self, uint32_t pool, uint64_t offset,
         if (self->entries[i].pool == pool) found = &self->entries[i];
     }
     if (found == NULL) {
-        enum status status = fetch(self, pool, error);
+        enum status status = fetch(self, pool, &found, error);
         if (status != STATUS_OK) return status;
-        found = &self->entries[self->count - 1];
     }
+    self->calls += 1;
+    found->used = self->calls;
     void *address = shared_memory_range(&found->memory, offset, bytes);
     if (address == NULL) {
         return error_set(error, STATUS_INTERNAL, "a lease of %lu bytes at %lu lies outside pool %u",

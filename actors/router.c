@@ -301,7 +301,7 @@ static enum status router_create(void **state, const struct actor_context *conte
 
     uint32_t jobs_max =
         self->config->limits.queue_requests_max + ROUTER_WORKERS_MAX * ROUTER_FLIGHTS_MAX;
-    enum status status = job_table_create(&self->jobs, jobs_max, error);
+    enum status status = job_table_create(&self->jobs, jobs_max, router_now(self), error);
     if (status == STATUS_OK) status = job_queue_create(&self->queue, error);
     if (status == STATUS_OK) {
         status = reply_cache_create(&self->replies, 1024, UINT64_C(64) << 20, UINT64_C(60000000000),

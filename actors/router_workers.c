@@ -456,15 +456,26 @@ static void learn_times(struct service *service, uint32_t execute_ms)
 }
 
 // The worker lacks memory for this job just now: it goes back, and the scaler hears how much is
-// missing.
+// missing, so that idle workers and models make room. A job waits for that a few seconds, no more.
 static void hold_for_memory(struct router *self, struct job *job, uint32_t service,
                             uint64_t needs_bytes)
 {
+    uint64_t now = router_now(self);
     if (needs_bytes > self->services[service].needs_bytes)
         self->services[service].needs_bytes = needs_bytes;
-    self->services[service].held_until_ns = router_now(self) + UINT64_C(200000000);
-    put_back(self, job);
     router_tell_demand(self, service, true);
+    if (job->held_ns == 0) job->held_ns = now;
+    if (now - job->held_ns > ROUTER_HELD_MS * UINT64_C(1000000)) {
+        struct error error;
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED,
+                  "this needs %lu MiB of memory, which did not become free",
+                  (unsigned long)(needs_bytes >> 20));
+        error.retry_after_ms = 1000;
+        router_fail(self, job, &error);
+        return;
+    }
+    self->services[service].held_until_ns = now + UINT64_C(200000000);
+    put_back(self, job);
 }
 
 static void on_result(struct router *self, const luna_Result *result, struct message *frames)
@@ -480,11 +491,17 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
     struct job *job = job_table_find_number(self->jobs, result->job);
     if (job != NULL && job->state == JOB_RUNNING && job->worker == worker->id) {
         leave_worker(self, job, service);
+        job->state = JOB_ASKED;  // out of every queue and worker; only the answer is left
         if (result->needs_bytes > 0) {
             hold_for_memory(self, job, service, result->needs_bytes);
             return;
         }
-        job->state = JOB_ASKED;  // out of every queue and worker; only the answer is left
+        if (frames->count == 0) {
+            struct error error;
+            error_set(&error, STATUS_INTERNAL, "the worker had no memory for its answer");
+            router_fail(self, job, &error);
+            return;
+        }
         learn_times(&self->services[service], result->execute_ms);
         self->services[service].needs_bytes = 0;
         self->transport.frame_bytes += result->frame_bytes;
