@@ -18,6 +18,8 @@
 #define ROWS_PER_PASS 64u
 #define ROW_NONE UINT32_MAX
 #define ESTIMATE_SLACK_BYTES (1u << 16)  // alignment of the values in the arena
+#define ATTENTION_BLOCK 128u             // tokens that a device packs together, at most
+#define ROUNDED_TOKENS 64u               // tokens that it adds to a matrix, at most
 
 // A text of a job, for one encoder.
 struct batch_text {
@@ -410,12 +412,15 @@ uint64_t text_estimate_bytes(const struct model_description *description, uint32
     uint64_t bytes_max = 0;
     for (uint32_t i = 0; i < parts_count; i++) {
         const struct clip_config *config = &description->clip[parts[i]];
-        // x and the normed rows, beside them q, k and v or the inside of the MLP
-        uint64_t inner = 3 * (uint64_t)config->width;
-        if (config->mlp_width > inner) inner = config->mlp_width;
-        uint64_t row = (2 * (uint64_t)config->width + inner) * config->tokens * sizeof(float);
-        uint64_t pooled = ((uint64_t)config->width + config->projection) * sizeof(float);
-        uint64_t bytes = pass_rows * (row + pooled);
+        // x, its norm, q, k, v, and keys and values as the CPU packs them
+        uint64_t width = config->width;
+        uint64_t attention =
+            width * (5 * (uint64_t)config->tokens + 2 * round_up(config->tokens, ATTENTION_BLOCK));
+        // x, the gap of its norm, the inside of the MLP twice: as it is, and packed
+        uint64_t mlp = (2 * width + 2 * (uint64_t)config->mlp_width) * config->tokens;
+        uint64_t row = attention > mlp ? attention : mlp;
+        uint64_t rounding = ROUNDED_TOKENS * (uint64_t)(config->mlp_width + config->projection);
+        uint64_t bytes = (pass_rows * row + rounding) * sizeof(float);
         if (bytes > bytes_max) bytes_max = bytes;
     }
     return bytes_max + ESTIMATE_SLACK_BYTES;
