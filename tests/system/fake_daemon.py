@@ -35,8 +35,10 @@ class Request:
         self.number = 0  # how many times this id came before
 
     def reply(self, body=None, tensors=(), kind=pb.REPLY, **fields):
-        """tensors: (name, dtype, dims, bytes), the last a SharedRef and a count for shared memory."""
-        header = pb.Header(major=1, kind=kind, id=self.header.id, operation=self.header.operation, **fields)
+        """tensors: (name, dtype, dims, bytes); (SharedRef, count) as bytes for shared memory."""
+        header = pb.Header(
+            major=1, kind=kind, id=self.header.id, operation=self.header.operation, **fields
+        )
         payloads = []
         for name, dtype, dims, data in tensors:
             entry = header.tensors.add(name=name, dtype=dtype, dims=dims)
@@ -47,7 +49,9 @@ class Request:
                 entry.bytes = len(data)
                 payloads.append(data)
         content = body.SerializeToString() if body is not None else b""
-        self.daemon.socket.send_multipart([*self.route, header.SerializeToString(), content, *payloads])
+        self.daemon.socket.send_multipart(
+            [*self.route, header.SerializeToString(), content, *payloads]
+        )
 
     def fail(self, code, message, retry_after_ms=0):
         self.reply(code=code, message=message, retry_after_ms=retry_after_ms)
@@ -65,7 +69,9 @@ class Request:
         raise KeyError(name)
 
     def room(self, name):
-        return next((entry for entry in self.header.tensors if entry.room and entry.name == name), None)
+        return next(
+            (entry for entry in self.header.tensors if entry.room and entry.name == name), None
+        )
 
 
 class Leases:
@@ -131,8 +137,14 @@ class Leases:
         slot = self.granted
         self.granted += 1
         self.held[slot] = (slot + 1, self.next_offset, size)
-        reply = pb.LeaseReply(pool=7, pool_bytes=POOL_BYTES, slot=slot, generation=slot + 1,
-                              offset=self.next_offset, bytes=size)
+        reply = pb.LeaseReply(
+            pool=7,
+            pool_bytes=POOL_BYTES,
+            slot=slot,
+            generation=slot + 1,
+            offset=self.next_offset,
+            bytes=size,
+        )
         self.next_offset += size
         return reply
 

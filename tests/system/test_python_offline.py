@@ -41,13 +41,23 @@ def latent_of(request):
 
 
 IMAGE = numpy.arange(1 * 16 * 16 * 3, dtype=numpy.uint8).reshape(1, 16, 16, 3)
-LARGE = numpy.arange(1 * 512 * 512 * 3, dtype=numpy.uint32).astype(numpy.uint8).reshape(1, 512, 512, 3)
+LARGE = (
+    numpy.arange(1 * 512 * 512 * 3, dtype=numpy.uint32).astype(numpy.uint8).reshape(1, 512, 512, 3)
+)
 
 
 def test_generated_module_is_that_of_the_contract(tmp_path):
     out = tmp_path / "luna.bin"
-    subprocess.run(["protoc", "-I", str(ROOT / "messages"), f"--descriptor_set_out={out}",
-                    str(ROOT / "messages" / "luna.proto")], check=True)
+    subprocess.run(
+        [
+            "protoc",
+            "-I",
+            str(ROOT / "messages"),
+            f"--descriptor_set_out={out}",
+            str(ROOT / "messages" / "luna.proto"),
+        ],
+        check=True,
+    )
     from google.protobuf import descriptor_pb2
 
     contract = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
@@ -55,7 +65,9 @@ def test_generated_module_is_that_of_the_contract(tmp_path):
     for message in contract.message_type:  # protoc adds names for JSON that the module leaves out
         for field in message.field:
             field.ClearField("json_name")
-    assert committed == contract, "run: protoc -Imessages --python_out=clients/python/luna messages/luna.proto"
+    assert (
+        committed == contract
+    ), "run: protoc -Imessages --python_out=clients/python/luna messages/luna.proto"
 
 
 def test_an_image_goes_out_and_a_latent_comes_back(fake):
@@ -70,7 +82,8 @@ def test_an_image_goes_out_and_a_latent_comes_back(fake):
     assert sent.header.model == "sdxl" and not sent.header.may_tile
     assert list(sent.header.tensors[0].dims) == [1, 16, 16, 3]
     assert pb.EncodeImage.FromString(sent.body) == pb.EncodeImage(
-        tiling=pb.TILING_ALWAYS, tile=256, overlap=32, passes=3)
+        tiling=pb.TILING_ALWAYS, tile=256, overlap=32, passes=3
+    )
 
 
 def test_a_request_without_an_answer_is_sent_again_with_the_same_id(fake):
@@ -189,13 +202,17 @@ def test_nobody_at_the_endpoint_is_unavailable(tmp_path):
         luna.connect(f"ipc://{tmp_path}/none.sock", connect_timeout=0.2)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"dims": [1, 4, 2, 3], "bytes": 64},
-    {"dims": [1, 4, 2, 2], "bytes": 60},
-    {"dims": [], "bytes": 64},
-    {"dtype": 99, "bytes": 64},
-    {"where": pb.SHARED, "bytes": 64},
-], ids=["shape", "size", "no shape", "type", "memory"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dims": [1, 4, 2, 3], "bytes": 64},
+        {"dims": [1, 4, 2, 2], "bytes": 60},
+        {"dims": [], "bytes": 64},
+        {"dtype": 99, "bytes": 64},
+        {"where": pb.SHARED, "bytes": 64},
+    ],
+    ids=["shape", "size", "no shape", "type", "memory"],
+)
 def test_an_answer_that_does_not_hold_what_it_says_is_an_error(fake, wrong):
     def answer(request):
         header = pb.Header(major=1, kind=pb.REPLY, id=request.header.id)
@@ -211,22 +228,36 @@ def test_an_answer_that_does_not_hold_what_it_says_is_an_error(fake, wrong):
 def test_texts_and_loras_are_sent_as_the_contract_says(fake):
     def answer(request):
         cond = numpy.ones((1, 77, 8), "<f2").tobytes()
-        request.reply(pb.TextReply(notes=["embedding"], rows=2),
-                      [("cond", pb.F16, (1, 77, 8), cond), ("negative_cond", pb.F16, (1, 77, 8), cond)])
+        request.reply(
+            pb.TextReply(notes=["embedding"], rows=2),
+            [("cond", pb.F16, (1, 77, 8), cond), ("negative_cond", pb.F16, (1, 77, 8), cond)],
+        )
 
     fake.on[pb.ENCODE_TEXT] = answer
     with luna.connect(fake.endpoint) as daemon:
-        result = daemon.encode_text("größer", negative="", clip_skip=2, dtype="f16", loras=[
-            "plain", ("style", 0.8), {"reference": "both", "strength_l": 0.5}], lora_multiplier=0.5)
+        result = daemon.encode_text(
+            "größer",
+            negative="",
+            clip_skip=2,
+            dtype="f16",
+            loras=["plain", ("style", 0.8), {"reference": "both", "strength_l": 0.5}],
+            lora_multiplier=0.5,
+        )
     assert result.cond.shape == (1, 77, 8) and result.cond.dtype == numpy.float16
     assert result.pooled is None and result.notes == ["embedding"] and result.rows == 2
     sent = fake.requests[pb.ENCODE_TEXT][0]
-    assert [(t.name, list(t.dims)) for t in sent.header.tensors] == [("prompt", [8]), ("negative", [0])]
+    assert [(t.name, list(t.dims)) for t in sent.header.tensors] == [
+        ("prompt", [8]),
+        ("negative", [0]),
+    ]
     assert sent.payloads == ["größer".encode(), b""]
     body = pb.EncodeText.FromString(sent.body)
     assert (body.clip_skip, body.output, body.lora_multiplier) == (2, pb.F16, 0.5)
     assert [(lora.reference, round(lora.strength, 3)) for lora in body.loras] == [
-        ("plain", 1.0), ("style", 0.8), ("both", 1.0)]
+        ("plain", 1.0),
+        ("style", 0.8),
+        ("both", 1.0),
+    ]
     assert body.loras[2].strength_l == 0.5 and not body.loras[2].HasField("strength_g")
 
 
@@ -235,8 +266,13 @@ def test_tokens_come_back_as_chunks_and_can_be_sent_again(fake):
     weights = numpy.full((2, 77), 1.1, "<f8")
 
     def tokens(request):
-        request.reply(pb.TextReply(), [("l.ids", pb.I32, (2, 77), ids.tobytes()),
-                                       ("l.weights", pb.F64, (2, 77), weights.tobytes())])
+        request.reply(
+            pb.TextReply(),
+            [
+                ("l.ids", pb.I32, (2, 77), ids.tobytes()),
+                ("l.weights", pb.F64, (2, 77), weights.tobytes()),
+            ],
+        )
 
     def encode(request):
         assert request.tensor("l.ids") == ids.tobytes()
@@ -254,8 +290,12 @@ def test_models_are_read_page_by_page(fake):
     def answer(request):
         offset = pb.Page.FromString(request.body).offset
         names = [f"model-{i}" for i in range(offset, min(offset + 2, 5))]
-        request.reply(pb.ModelListReply(total=5, models=[
-            pb.Model(name=name, offers_vae=True, loaded_on=["cpu"]) for name in names]))
+        request.reply(
+            pb.ModelListReply(
+                total=5,
+                models=[pb.Model(name=name, offers_vae=True, loaded_on=["cpu"]) for name in names],
+            )
+        )
 
     fake.on[pb.MODEL_LIST] = answer
     with luna.connect(fake.endpoint) as daemon:
@@ -266,11 +306,16 @@ def test_models_are_read_page_by_page(fake):
 
 def test_status_has_every_field_that_scripts_rely_on(fake):
     fake.on[pb.STATUS] = lambda request: request.reply(
-        pb.Status(models=[pb.Model(name="m", offers_text=True)], services=[pb.ServiceStatus(model="m")]))
+        pb.Status(
+            models=[pb.Model(name="m", offers_text=True)], services=[pb.ServiceStatus(model="m")]
+        )
+    )
     with luna.connect(fake.endpoint) as daemon:
         status = daemon.status()
     assert {"version", "pid", "uptime_seconds", "service_type", "state"} <= set(status)
-    assert status["requests"] == dict.fromkeys(("total", "running", "queued", "failed", "cancelled"), 0)
+    assert status["requests"] == dict.fromkeys(
+        ("total", "running", "queued", "failed", "cancelled"), 0
+    )
     assert status["services"][0]["queue_age_seconds"] == 0.0
     assert status["models"][0]["offers"] == ["text"]
     assert status["loras"]["hit_ratio"] == 0.0
@@ -298,7 +343,9 @@ def test_large_tensors_go_and_come_in_shared_memory(sharing):
         room = request.room("latent")
         latent = numpy.full((1, 4, 64, 64), sum(request.tensor("image")[:100]), "<f4").tobytes()
         sharing.leases.view(room)[: len(latent)] = latent
-        request.reply(pb.ImageReply(), [("latent", pb.F32, (1, 4, 64, 64), (room.shared, len(latent)))])
+        request.reply(
+            pb.ImageReply(), [("latent", pb.F32, (1, 4, 64, 64), (room.shared, len(latent)))]
+        )
 
     sharing.on[pb.ENCODE_IMAGE] = answer
     with luna.connect(sharing.endpoint) as daemon:
@@ -459,11 +506,19 @@ def test_the_example_without_the_package_works(fake, tmp_path):
 
     fake.on[pb.DECODE_LATENT] = answer
     (tmp_path / "latent").write_bytes(bytes(4 * 4 * 64 * 64))
-    environment = {**os.environ, "LUNA_ENDPOINT": fake.endpoint,
-                   "PYTHONPATH": str(ROOT / "clients" / "python" / "luna")}
+    environment = {
+        **os.environ,
+        "LUNA_ENDPOINT": fake.endpoint,
+        "PYTHONPATH": str(ROOT / "clients" / "python" / "luna"),
+    }
     script = [sys.executable, str(ROOT / "clients" / "python" / "examples" / "raw_client.py")]
-    done = subprocess.run([*script, tmp_path / "latent", tmp_path / "image"], env=environment,
-                          capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [*script, tmp_path / "latent", tmp_path / "image"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     assert (done.returncode, done.stdout) == (0, "[1, 512, 512, 3] cpu\n"), done.stderr
     assert (tmp_path / "image").read_bytes() == bytes([65536 % 251]) * (512 * 512 * 3)
 
@@ -491,7 +546,9 @@ def test_the_endpoint_is_found_in_the_order_of_the_contract(tmp_path, monkeypatc
     (folder / "luna.sock").symlink_to(tmp_path / "luna" / "luna.sock")
     assert endpoint.find() == f"ipc://{tmp_path}/system.sock"  # the folder is somebody else's
     monkeypatch.setattr(endpoint.os, "geteuid", lambda: folder.stat().st_uid or 4711)
-    monkeypatch.setattr(endpoint.os, "lstat", lambda path: os.stat_result((0o40755, 0, 0, 1, 4711, 0, 0, 0, 0, 0)))
+    monkeypatch.setattr(
+        endpoint.os, "lstat", lambda path: os.stat_result((0o40755, 0, 0, 1, 4711, 0, 0, 0, 0, 0))
+    )
     assert endpoint.find() == f"ipc://{tmp_path}/system.sock"  # it is open to others
     context.destroy(linger=0)
     with pytest.raises(ValueError):
@@ -516,7 +573,9 @@ def test_numbers_that_cannot_be_sent_are_named():
 
 
 def test_bfloat16_becomes_float32_for_numpy():
-    tensor = arrays.Tensor("x", pb.BF16, (3,), numpy.array([0x3F80, 0xC000, 0x7F80], "<u2").tobytes())
+    tensor = arrays.Tensor(
+        "x", pb.BF16, (3,), numpy.array([0x3F80, 0xC000, 0x7F80], "<u2").tobytes()
+    )
     assert arrays.to_numpy(tensor).tolist() == [1.0, -2.0, float("inf")]
 
 

@@ -1,4 +1,5 @@
 """Decodes a latent with nothing but pyzmq and protobuf (luna_pb2: see ../README.md)."""
+
 import os
 import sys
 

@@ -1,8 +1,8 @@
 """Client of the luna daemon, which serves VAE and CLIP text encoders to image generation.
 
-    daemon = luna.connect()
-    latent = daemon.encode_image(pixels)
-    result = daemon.encode_text("a cat", loras=[("style", 0.8)])
+daemon = luna.connect()
+latent = daemon.encode_image(pixels)
+result = daemon.encode_text("a cat", loras=[("style", 0.8)])
 """
 
 from .daemon import Daemon, connect

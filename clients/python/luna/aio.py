@@ -1,7 +1,7 @@
 """The asyncio client: the calls of luna.Daemon as coroutines, any number of them at once.
 
-    daemon = await luna.aio.connect()
-    latent, result = await asyncio.gather(daemon.encode_image(a), daemon.encode_text("a cat"))
+daemon = await luna.aio.connect()
+latent, result = await asyncio.gather(daemon.encode_image(a), daemon.encode_text("a cat"))
 """
 
 import asyncio
@@ -21,8 +21,16 @@ _SEND_AGAIN_SECONDS = 0.05  # while nobody is connected
 class Daemon(Operations):
     """A connection to a daemon; see connect. It belongs to the loop that made it."""
 
-    def __init__(self, endpoint=None, timeout=DEFAULT_TIMEOUT, *, shared_memory=True,
-                 server_key=None, public_key=None, secret_key=None):
+    def __init__(
+        self,
+        endpoint=None,
+        timeout=DEFAULT_TIMEOUT,
+        *,
+        shared_memory=True,
+        server_key=None,
+        public_key=None,
+        secret_key=None,
+    ):
         keys = connection.keys_of(server_key, public_key, secret_key)
         self.endpoint = endpoints.find(endpoint)
         self.timeout = timeout
@@ -61,8 +69,9 @@ class Daemon(Operations):
         if request.wants_sharing:
             await self._attach()
         session = self._sharing.session if request.wants_sharing else None
-        call = Call(request, self.timeout if timeout is None else timeout, priority, progress,
-                    session)
+        call = Call(
+            request, self.timeout if timeout is None else timeout, priority, progress, session
+        )
         future = asyncio.get_running_loop().create_future()
         self._waiting[call.id] = call, future
         try:
@@ -126,8 +135,9 @@ class Daemon(Operations):
         self._sharing.open(reply.path)
 
 
-async def connect(endpoint=None, timeout=DEFAULT_TIMEOUT, *,
-                  connect_timeout=DEFAULT_CONNECT_TIMEOUT, **options):
+async def connect(
+    endpoint=None, timeout=DEFAULT_TIMEOUT, *, connect_timeout=DEFAULT_CONNECT_TIMEOUT, **options
+):
     """As luna.connect."""
     daemon = Daemon(endpoint, timeout, **options)
     try:

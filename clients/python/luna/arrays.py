@@ -75,7 +75,9 @@ def from_array(name, array, floats_only=False):
     array = numpy.asarray(array)
     if floats_only and array.dtype == numpy.float64:
         array = array.astype(numpy.float32)
-    number = _NUMBERS.get(array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype)
+    number = _NUMBERS.get(
+        array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
+    )
     if number is None:
         raise TypeError(f'"{name}" has the element type {array.dtype}, which cannot be sent')
     array = numpy.ascontiguousarray(array, dtype=_NUMPY[number])

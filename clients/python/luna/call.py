@@ -23,10 +23,19 @@ _RETRYABLE = (pb.RESOURCE_EXHAUSTED, pb.UNAVAILABLE)
 
 
 class Request:
-    """What to ask for: the operation with its body, tensors, and the sizes that answers may have."""
+    """What to ask for: the operation, its body and tensors, the sizes that answers may have."""
 
-    def __init__(self, operation, body=None, tensors=(), rooms=(), model=None, reply=pb.Empty,
-                 finish=None, may_tile=False):
+    def __init__(
+        self,
+        operation,
+        body=None,
+        tensors=(),
+        rooms=(),
+        model=None,
+        reply=pb.Empty,
+        finish=None,
+        may_tile=False,
+    ):
         self.operation = operation
         self.body = body if body is not None else pb.Empty()
         self.tensors = list(tensors)
@@ -77,15 +86,22 @@ class Call:
         """The message, with the time that is left."""
         if self._leases and not self._session.alive:
             self._leases.clear()  # the daemon was restarted: what was shared goes in frames
-        header = pb.Header(major=MAJOR, kind=pb.REQUEST, id=self.id,
-                           operation=self._request.operation, model=self._request.model,
-                           timeout_ms=self._milliseconds(now), priority=self._priority,
-                           want_progress=self._progress is not None,
-                           may_tile=self._request.may_tile)
+        header = pb.Header(
+            major=MAJOR,
+            kind=pb.REQUEST,
+            id=self.id,
+            operation=self._request.operation,
+            model=self._request.model,
+            timeout_ms=self._milliseconds(now),
+            priority=self._priority,
+            want_progress=self._progress is not None,
+            may_tile=self._request.may_tile,
+        )
         payloads = []
         for tensor in self._request.tensors:
-            entry = header.tensors.add(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims,
-                                       bytes=tensor.bytes)
+            entry = header.tensors.add(
+                name=tensor.name, dtype=tensor.dtype, dims=tensor.dims, bytes=tensor.bytes
+            )
             if not self._refer(entry, (tensor.name, False)):
                 payloads.append(tensor.data)
         for name, count in self._request.rooms:
@@ -181,7 +197,7 @@ class Call:
 
 
 def read_header(frames):
-    """(Header, the frames behind it) of a message; (None, None) for one that is not ours to read."""
+    """(Header, the frames behind it) of a message; (None, None) for one that cannot be read."""
     if len(frames) > 1 and len(frames[0]) == 0:
         frames = frames[1:]  # a delimiter, as REQ has it
     try:

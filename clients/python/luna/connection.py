@@ -29,7 +29,8 @@ def open_socket(context, endpoint, keys):
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         if keys is not None:
             socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = (
-                key.encode() if isinstance(key, str) else key for key in keys)
+                key.encode() if isinstance(key, str) else key for key in keys
+            )
         socket.connect(endpoint)
     except Exception:
         socket.close(linger=0)

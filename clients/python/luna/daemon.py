@@ -16,9 +16,17 @@ DEFAULT_CONNECT_TIMEOUT = 3.0
 class Daemon(Operations):
     """A connection to a daemon; see connect. It belongs to the thread that made it."""
 
-    def __init__(self, endpoint=None, timeout=DEFAULT_TIMEOUT, *,
-                 connect_timeout=DEFAULT_CONNECT_TIMEOUT, shared_memory=True, server_key=None,
-                 public_key=None, secret_key=None):
+    def __init__(
+        self,
+        endpoint=None,
+        timeout=DEFAULT_TIMEOUT,
+        *,
+        connect_timeout=DEFAULT_CONNECT_TIMEOUT,
+        shared_memory=True,
+        server_key=None,
+        public_key=None,
+        secret_key=None,
+    ):
         keys = connection.keys_of(server_key, public_key, secret_key)
         self.endpoint = endpoints.find(endpoint)
         self.timeout = timeout
@@ -60,8 +68,9 @@ class Daemon(Operations):
         if request.wants_sharing:
             self._attach()
         session = self._sharing.session if request.wants_sharing else None
-        call = Call(request, self.timeout if timeout is None else timeout, priority, progress,
-                    session)
+        call = Call(
+            request, self.timeout if timeout is None else timeout, priority, progress, session
+        )
         try:
             return self._wait(call)
         except (KeyboardInterrupt, errors.DeadlineExceeded):

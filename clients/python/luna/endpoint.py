@@ -16,12 +16,14 @@ def _is_socket(path):
 
 
 def _is_own(folder):
-    """True for a folder that only this user can have made: in a temporary one anybody makes folders."""
+    """True for a folder that only this user can have made."""
     try:
         entry = os.lstat(folder)
     except OSError:
         return False
-    return stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid() and not entry.st_mode & 0o077
+    return (
+        stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid() and not entry.st_mode & 0o077
+    )
 
 
 def _user_socket():

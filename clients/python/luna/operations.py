@@ -14,8 +14,21 @@ class Operations:
     def _run(self, request, timeout=None, priority=0, progress=None):
         raise NotImplementedError
 
-    def encode_image(self, image, model=None, tiling="auto", tile=512, overlap=64, passes=3, *,
-                     dtype=None, details=False, progress=None, timeout=None, priority=0):
+    def encode_image(
+        self,
+        image,
+        model=None,
+        tiling="auto",
+        tile=512,
+        overlap=64,
+        passes=3,
+        *,
+        dtype=None,
+        details=False,
+        progress=None,
+        timeout=None,
+        priority=0
+    ):
         """Latents [N,c,h,w] of an image [N,H,W,C], u8 or 0..1.
 
         dtype of the answer: "f32" (None), "f16", "bf16". With details: (latents, how it was done).
@@ -23,29 +36,79 @@ class Operations:
         request = requests.encode_image(image, model, tiling, tile, overlap, passes, dtype, details)
         return self._run(request, timeout, priority, progress)
 
-    def decode_latent(self, latent, model=None, tiling="auto", progress=None, *, tile=512,
-                      overlap=64, passes=3, dtype=None, details=False, timeout=None, priority=0):
+    def decode_latent(
+        self,
+        latent,
+        model=None,
+        tiling="auto",
+        progress=None,
+        *,
+        tile=512,
+        overlap=64,
+        passes=3,
+        dtype=None,
+        details=False,
+        timeout=None,
+        priority=0
+    ):
         """The image [N,H,W,3] in 0..1 of latents [N,c,h,w]; dtype "u8" rounds to 0..255."""
-        request = requests.decode_latent(latent, model, tiling, tile, overlap, passes, dtype, details)
+        request = requests.decode_latent(
+            latent, model, tiling, tile, overlap, passes, dtype, details
+        )
         return self._run(request, timeout, priority, progress)
 
-    def encode_text(self, text, negative=None, prompt_2=None, model=None, loras=(),
-                    lora_multiplier=1.0, clip_skip=None, sizes=None, *, negative_2=None,
-                    weights=True, dtype=None, torch=False, progress=None, timeout=None, priority=0):
+    def encode_text(
+        self,
+        text,
+        negative=None,
+        prompt_2=None,
+        model=None,
+        loras=(),
+        lora_multiplier=1.0,
+        clip_skip=None,
+        sizes=None,
+        *,
+        negative_2=None,
+        weights=True,
+        dtype=None,
+        torch=False,
+        progress=None,
+        timeout=None,
+        priority=0
+    ):
         """A TextResult: .cond .pooled .negative_cond .negative_pooled .notes.
 
         loras: names, (name, strength), or dictionaries of LoraEntry's fields, in order.
         """
-        texts = {"prompt": text, "prompt_2": prompt_2, "negative": negative, "negative_2": negative_2}
-        request = requests.encode_text(texts, model, loras, lora_multiplier, clip_skip, sizes, dtype,
-                                       weights, torch)
+        texts = {
+            "prompt": text,
+            "prompt_2": prompt_2,
+            "negative": negative,
+            "negative_2": negative_2,
+        }
+        request = requests.encode_text(
+            texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, weights, torch
+        )
         return self._run(request, timeout, priority, progress)
 
-    def encode_tokens(self, chunks, negative=None, model=None, loras=(), lora_multiplier=1.0,
-                      clip_skip=None, *, dtype=None, torch=False, timeout=None, priority=0):
+    def encode_tokens(
+        self,
+        chunks,
+        negative=None,
+        model=None,
+        loras=(),
+        lora_multiplier=1.0,
+        clip_skip=None,
+        *,
+        dtype=None,
+        torch=False,
+        timeout=None,
+        priority=0
+    ):
         """As encode_text, of chunks in the form that tokenize returns."""
-        request = requests.encode_tokens(chunks, negative, model, loras, lora_multiplier, clip_skip,
-                                         dtype, torch)
+        request = requests.encode_tokens(
+            chunks, negative, model, loras, lora_multiplier, clip_skip, dtype, torch
+        )
         return self._run(request, timeout, priority)
 
     def tokenize(self, text, model=None, *, prompt_2=None, weights=True, timeout=None):
@@ -93,5 +156,5 @@ class Operations:
         return self._run(requests.simple(pb.LORA_PUT), timeout)
 
     def loras(self, *, timeout=None):
-        """The adapters that the daemon knows. No daemon lists them yet: raises luna.Unimplemented."""
+        """The adapters that the daemon knows. No daemon has this yet: raises luna.Unimplemented."""
         return self._run(requests.simple(pb.LORA_LIST), timeout)

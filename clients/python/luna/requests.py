@@ -9,11 +9,20 @@ from .call import Request
 
 _TILINGS = {"auto": pb.TILING_AUTO, "never": pb.TILING_NEVER, "always": pb.TILING_ALWAYS}
 _LATENT_CHANNELS_MAX = 16
-_STATUS_MODEL_FIELDS = ("name", "kind", "bytes", "state", "users", "hash_vae", "hash_text", "message")
+_STATUS_MODEL_FIELDS = (
+    "name",
+    "kind",
+    "bytes",
+    "state",
+    "users",
+    "hash_vae",
+    "hash_text",
+    "message",
+)
 
 
 class TextResult:
-    """What encode_text returns: arrays of the prompt and, when asked for, of the negative prompt."""
+    """What encode_text returns: arrays of the prompt and, if asked for, the negative prompt."""
 
     def __init__(self, body, tensors, convert, sizes):
         self.cond = _converted(tensors, "cond", convert)  # [1,T,D]
@@ -75,8 +84,13 @@ def plain_model(message):
 def _image_body(kind, tiling, tile, overlap, passes, dtype):
     if tiling not in _TILINGS:
         raise ValueError(f'tiling "{tiling}" is none of {", ".join(_TILINGS)}')
-    return kind(tiling=_TILINGS[tiling], tile=tile, overlap=overlap, passes=passes,
-                output=arrays.dtype_number(dtype))
+    return kind(
+        tiling=_TILINGS[tiling],
+        tile=tile,
+        overlap=overlap,
+        passes=passes,
+        output=arrays.dtype_number(dtype),
+    )
 
 
 def _image_finish(name, original, details):
@@ -95,8 +109,16 @@ def encode_image(image, model, tiling, tile, overlap, passes, dtype, details):
     if len(tensor.dims) == 4:
         count, height, across, _ = tensor.dims
         rooms = [("latent", count * _LATENT_CHANNELS_MAX * (height // 8) * (across // 8) * width)]
-    return Request(pb.ENCODE_IMAGE, body, [tensor], rooms, model, pb.ImageReply,
-                   _image_finish("latent", image, details), tiling == "auto")
+    return Request(
+        pb.ENCODE_IMAGE,
+        body,
+        [tensor],
+        rooms,
+        model,
+        pb.ImageReply,
+        _image_finish("latent", image, details),
+        tiling == "auto",
+    )
 
 
 def decode_latent(latent, model, tiling, tile, overlap, passes, dtype, details):
@@ -107,8 +129,16 @@ def decode_latent(latent, model, tiling, tile, overlap, passes, dtype, details):
     if len(tensor.dims) in (3, 4):
         count = tensor.dims[0] if len(tensor.dims) == 4 else 1
         rooms = [("image", count * tensor.dims[-2] * 8 * tensor.dims[-1] * 8 * 3 * width)]
-    return Request(pb.DECODE_LATENT, body, [tensor], rooms, model, pb.ImageReply,
-                   _image_finish("image", latent, details), tiling == "auto")
+    return Request(
+        pb.DECODE_LATENT,
+        body,
+        [tensor],
+        rooms,
+        model,
+        pb.ImageReply,
+        _image_finish("image", latent, details),
+        tiling == "auto",
+    )
 
 
 def _lora(entry):
@@ -126,16 +156,27 @@ def _convert(torch):
 
 
 def _text_body(clip_skip, loras, lora_multiplier, dtype, weights):
-    return pb.EncodeText(clip_skip=clip_skip or 0, disable_weights=not weights,
-                         output=arrays.dtype_number(dtype), loras=[_lora(entry) for entry in loras],
-                         lora_multiplier=lora_multiplier)
+    return pb.EncodeText(
+        clip_skip=clip_skip or 0,
+        disable_weights=not weights,
+        output=arrays.dtype_number(dtype),
+        loras=[_lora(entry) for entry in loras],
+        lora_multiplier=lora_multiplier,
+    )
 
 
 def encode_text(texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, weights, torch):
     tensors = [arrays.from_text(name, text) for name, text in texts.items() if text is not None]
     body = _text_body(clip_skip, loras, lora_multiplier, dtype, weights)
-    return Request(pb.ENCODE_TEXT, body, tensors, (), model, pb.TextReply,
-                   lambda reply, found: TextResult(reply, found, _convert(torch), sizes))
+    return Request(
+        pb.ENCODE_TEXT,
+        body,
+        tensors,
+        (),
+        model,
+        pb.TextReply,
+        lambda reply, found: TextResult(reply, found, _convert(torch), sizes),
+    )
 
 
 def _token_tensors(prefix, chunks):
@@ -150,8 +191,15 @@ def _token_tensors(prefix, chunks):
 def encode_tokens(chunks, negative, model, loras, lora_multiplier, clip_skip, dtype, torch):
     tensors = [*_token_tensors("", chunks), *_token_tensors("negative.", negative)]
     body = _text_body(clip_skip, loras, lora_multiplier, dtype, True)
-    return Request(pb.ENCODE_TOKENS, body, tensors, (), model, pb.TextReply,
-                   lambda reply, found: TextResult(reply, found, _convert(torch), None))
+    return Request(
+        pb.ENCODE_TOKENS,
+        body,
+        tensors,
+        (),
+        model,
+        pb.TextReply,
+        lambda reply, found: TextResult(reply, found, _convert(torch), None),
+    )
 
 
 def _chunks(reply, tensors):
@@ -168,8 +216,15 @@ def _chunks(reply, tensors):
 def tokenize(text, text_2, model, weights):
     texts = {"prompt": text, "prompt_2": text_2}
     tensors = [arrays.from_text(name, text) for name, text in texts.items() if text is not None]
-    return Request(pb.TOKENIZE, pb.Tokenize(disable_weights=not weights), tensors, (), model,
-                   pb.TextReply, _chunks)
+    return Request(
+        pb.TOKENIZE,
+        pb.Tokenize(disable_weights=not weights),
+        tensors,
+        (),
+        model,
+        pb.TextReply,
+        _chunks,
+    )
 
 
 def register_model(name, files, embeddings):

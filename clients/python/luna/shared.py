@@ -1,7 +1,7 @@
 """The client's end of shared memory: a session at the lease socket, the pools mapped.
 
-The session is the connection; its leases end with it. What a packet says is checked against what was
-mapped, and a pool that could be shrunk behind our back is not mapped.
+The session is the connection; its leases end with it. What a packet says is checked against what
+was mapped, and a pool that could be shrunk behind our back is not mapped.
 """
 
 import fcntl
@@ -32,7 +32,10 @@ class Lease:
     def matches(self, shared):
         """True when a SharedRef is in this lease."""
         return (self.pool, self.slot, self.generation) == (
-            shared.pool, shared.slot, shared.generation)
+            shared.pool,
+            shared.slot,
+            shared.generation,
+        )
 
 
 class Session:
