@@ -46,6 +46,7 @@ struct job {
     uint64_t arrived_ns;         // when the request came
     uint64_t deadline_ns;        // when it is answered DEADLINE_EXCEEDED
     uint64_t started_ns;         // when it was given to the worker; 0 before
+    uint64_t held_ns;            // when it first came back for want of memory; 0: never
     uint64_t worker;             // that runs it
     uint32_t attempts;           // times that it died alone
     bool alone;                  // it was there when a worker died: must run with nobody beside it
