@@ -32,29 +32,27 @@ struct job {
     struct job *next_by_number;
     struct job *next;  // list of all jobs, or of free ones
     struct job *previous;
-    uint64_t number;             // unique while the core lives, above 0
-    uint8_t id[JOB_ID_BYTES];    // the client's
-    uint32_t user;               // index of the user
-    uint64_t digest;             // of what was asked
-    enum job_state state;        // see above
-    uint32_t operation;          // luna_Operation
-    struct route route;          // of the newest message with this id
-    struct message frames;       // header, body, payloads as they came
-    uint64_t bytes;              // of frames
-    bool want_progress;          // PROGRESS messages are welcome
-    bool admin;                  // asked with the admin role
-    uint64_t arrived_ns;         // when the request came
-    uint64_t deadline_ns;        // when it is answered DEADLINE_EXCEEDED
-    uint64_t started_ns;         // when it was given to the worker; 0 before
-    uint64_t held_ns;            // when it first came back for want of memory; 0: never
-    uint64_t worker;             // that runs it
-    uint32_t attempts;           // times that it died alone
-    bool alone;                  // it was there when a worker died: must run with nobody beside it
-    uint64_t pool_offsets[8];    // of its tensors in shared memory, as leases told
-    uint32_t pins_pending;       // PinAnswers still to come
-    bool pinned;                 // leases were pinned and must be unpinned
-    uint64_t input_frame_bytes;  // of its tensors, by the way they came
-    uint64_t input_shared_bytes;
+    uint64_t number;           // unique while the core lives, above 0
+    uint8_t id[JOB_ID_BYTES];  // the client's
+    uint32_t user;             // index of the user
+    uint64_t digest;           // of what was asked
+    enum job_state state;      // see above
+    uint32_t operation;        // luna_Operation
+    struct route route;        // of the newest message with this id
+    struct message frames;     // header, body, payloads as they came
+    uint64_t bytes;            // of frames
+    bool want_progress;        // PROGRESS messages are welcome
+    bool admin;                // asked with the admin role
+    uint64_t arrived_ns;       // when the request came
+    uint64_t deadline_ns;      // when it is answered DEADLINE_EXCEEDED
+    uint64_t started_ns;       // when it was given to the worker; 0 before
+    uint64_t held_ns;          // when it first came back for want of memory; 0: never
+    uint64_t worker;           // that runs it
+    uint32_t attempts;         // times that it died alone
+    bool alone;                // it was there when a worker died: must run with nobody beside it
+    uint64_t pool_offsets[8];  // of its tensors in shared memory, as leases told
+    uint32_t pins_pending;     // PinAnswers still to come
+    bool pinned;               // leases were pinned and must be unpinned
 };
 
 struct job_table;

@@ -272,16 +272,13 @@ static bool handle_repeat(struct router *self, struct request *request, uint64_t
     return true;
 }
 
-static void count_input(struct job *job, const luna_Header *header)
+// Room for an answer counts: it must not be given to somebody else while a worker writes into it.
+static bool uses_shared_memory(const luna_Header *header)
 {
     for (uint32_t i = 0; i < header->tensors_count; i++) {
-        const luna_Tensor *tensor = &header->tensors[i];
-        if (tensor->room) continue;
-        if (tensor->where == luna_Where_SHARED)
-            job->input_shared_bytes += tensor->bytes;
-        else
-            job->input_frame_bytes += tensor->bytes;
+        if (header->tensors[i].where == luna_Where_SHARED) return true;
     }
+    return false;
 }
 
 // Makes the job; the message's frames from the header on move into it.
@@ -398,9 +395,8 @@ void router_submit(struct router *self, struct request *request)
     job->entry.flow = flow_of(self, job->user, &job->route);
     job->entry.priority = request->header.priority;
     plan_cost(&request->header, &job->entry);
-    count_input(job, &request->header);
     self->services[service].requests_total += 1;
-    if (job->input_shared_bytes == 0) {
+    if (!uses_shared_memory(&request->header)) {
         router_enqueue(self, job);
         return;
     }

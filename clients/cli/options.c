@@ -215,8 +215,7 @@ static bool read_timeout(const char *text, uint32_t *out)
 {
     double seconds = 0;
     if (!read_number(text, 0.0, 86400.0, &seconds)) return false;
-    double ms = ceil(seconds * 1000.0);
-    *out = ms < 1.0 ? 1 : (uint32_t)ms;
+    *out = (uint32_t)ceil(seconds * 1000.0);
     return true;
 }
 

@@ -78,6 +78,9 @@ enum status cli_connect(const struct cli_options *options, struct luna_client **
 enum status cli_call(const struct cli_options *options, struct luna_client *client,
                      struct luna_request *request, struct luna_answer **out, struct error *error)
 {
+    if (options->timeout_ms == 0) {  // libluna takes 0 for its default
+        return error_set(error, STATUS_DEADLINE_EXCEEDED, "the timeout is 0 s");
+    }
     request->timeout_ms = options->timeout_ms;
     request->model = options->model;
     request->priority = options->priority;
