@@ -148,6 +148,15 @@ static int transfer(int (*call)(zmq_msg_t *frame, void *socket, int flags), zmq_
     return EINTR;
 }
 
+// Makes libzmq hear that the peer has taken messages. A send does so by itself only about once in a
+// millisecond, and answers EAGAIN in between although there is room.
+static void refresh(void *socket)
+{
+    int events = 0;
+    size_t size = sizeof events;
+    zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size);
+}
+
 enum status message_send(struct message *self, void *socket)
 {
     assert(self != NULL);
@@ -162,6 +171,10 @@ enum status message_send(struct message *self, void *socket)
         failure = zmq_msg_copy(&reference, &self->frames[i]) == 0 ? 0 : errno;
         int flags = i + 1 < self->count ? ZMQ_SNDMORE : 0;
         if (failure == 0) failure = transfer(zmq_msg_send, &reference, socket, flags);
+        if (failure == EAGAIN && i == 0) {
+            refresh(socket);
+            failure = transfer(zmq_msg_send, &reference, socket, flags);
+        }
         zmq_msg_close(&reference);
     }
     switch (failure) {

@@ -52,6 +52,10 @@ static void port_zero_becomes_the_port_that_was_found(void **state)
     assert_string_not_equal(first.endpoint, "tcp://127.0.0.1:0");
     assert_true(fcntl(first.descriptor, F_GETFD) & FD_CLOEXEC);
     assert_true(fcntl(first.descriptor, F_GETFL) & O_NONBLOCK);
+    int reuse = 0;
+    socklen_t size = sizeof reuse;
+    assert_int_equal(getsockopt(first.descriptor, SOL_SOCKET, SO_REUSEADDR, &reuse, &size), 0);
+    assert_true(reuse);
 
     assert_int_equal(listener_open(&second, first.endpoint, &error), STATUS_FAILED_PRECONDITION);
     assert_non_null(strstr(error.message, first.endpoint));

@@ -223,6 +223,21 @@ static void refused_messages_stay_whole(void **state)
     disconnect_pair(&pair);
 }
 
+static void a_queue_that_was_read_takes_more_at_once(void **state)
+{
+    (void)state;
+    struct pair pair = connect_pair(ZMQ_PAIR, ZMQ_PAIR, 4);
+    struct message message;
+    message_init(&message);
+    for (int i = 0; i < 10000; i++) {
+        assert_int_equal(message_append(&message, text("x")), STATUS_OK);
+        assert_int_equal(message_send(&message, pair.left), STATUS_OK);
+        assert_int_equal(message_receive(&message, pair.right), STATUS_OK);
+        message_clear(&message);
+    }
+    disconnect_pair(&pair);
+}
+
 static void sockets_of_a_terminated_context_answer_internal(void **state)
 {
     (void)state;
@@ -274,6 +289,7 @@ int main(void)
         cmocka_unit_test(a_longer_message_is_read_to_its_end_and_reported),
         cmocka_unit_test(shared_and_owned_frames_are_the_same_memory_until_the_last_user),
         cmocka_unit_test(refused_messages_stay_whole),
+        cmocka_unit_test(a_queue_that_was_read_takes_more_at_once),
         cmocka_unit_test(sockets_of_a_terminated_context_answer_internal),
         cmocka_unit_test(properties_name_the_connection),
     };
