@@ -12,6 +12,7 @@
 
 #define BAR 2e-4  // largest difference, relative to the largest value
 #define KINDS 4
+#define LAYERS 3u
 
 static const struct {
     const char *name;
@@ -21,7 +22,7 @@ static const struct {
 
 // All encoders; made once.
 struct encoders {
-    struct tiny_encoder *parts[MODEL_PART_COUNT];
+    struct golden_encoder *parts[MODEL_PART_COUNT];
     struct text_embeddings *embeddings;
 };
 
@@ -40,14 +41,14 @@ static void expect_ok(enum status status, const struct error *error)
 
 static int open_encoders(void **state)
 {
-    static const struct clip_config narrow = {.layers = TINY_LAYERS,
+    static const struct clip_config narrow = {.layers = LAYERS,
                                               .width = 64,
                                               .heads = 1,
                                               .mlp_width = 256,
                                               .vocabulary = 49408,
                                               .tokens = 77,
                                               .quick_gelu = true};
-    static const struct clip_config wide = {.layers = TINY_LAYERS,
+    static const struct clip_config wide = {.layers = LAYERS,
                                             .width = 128,
                                             .heads = 2,
                                             .mlp_width = 512,
@@ -56,9 +57,9 @@ static int open_encoders(void **state)
                                             .projection = 128};
     struct encoders *self = calloc(1, sizeof *self);
     struct error error;
-    self->parts[MODEL_CLIP_L] = tiny_open("clip_l", narrow);
-    self->parts[MODEL_CLIP_G] = tiny_open("clip_g", wide);
-    self->parts[MODEL_CLIP_H] = tiny_open("clip_h", wide);
+    self->parts[MODEL_CLIP_L] = golden_encoder_open("clip_l", narrow, DTYPE_F32);
+    self->parts[MODEL_CLIP_G] = golden_encoder_open("clip_g", wide, DTYPE_F32);
+    self->parts[MODEL_CLIP_H] = golden_encoder_open("clip_h", wide, DTYPE_F32);
     expect_ok(text_embeddings_open(&self->embeddings, TEXT_GOLDEN "embeddings", NULL, &error),
               &error);
     *state = self;
@@ -68,7 +69,7 @@ static int open_encoders(void **state)
 static int close_encoders(void **state)
 {
     struct encoders *self = *state;
-    for (int i = 0; i < MODEL_PART_COUNT; i++) tiny_close(&self->parts[i]);
+    for (int i = 0; i < MODEL_PART_COUNT; i++) golden_encoder_close(&self->parts[i]);
     text_embeddings_close(&self->embeddings);
     free(self);
     return 0;
@@ -86,7 +87,7 @@ static struct bench open_bench(struct encoders *encoders, const char *device, co
         if (encoders->parts[i] == NULL) continue;
         self.description.has[i] = true;
         self.description.clip[i] = encoders->parts[i]->config;
-        tables[i] = encoders->parts[i]->table;
+        tables[i] = encoders->parts[i]->weights.table;
     }
     struct device_options options = {.name = device, .threads = 2};
     expect_ok(device_open(&self.device, &options, &error), &error);
@@ -565,7 +566,7 @@ static void embeddings_are_found_in_subfolders_and_nowhere_else(void **state)
 static void a_model_that_lacks_a_tensor_is_refused_by_name(void **state)
 {
     struct encoders *encoders = *state;
-    struct tiny_encoder *narrow = encoders->parts[MODEL_CLIP_L];
+    struct golden_encoder *narrow = encoders->parts[MODEL_CLIP_L];
     struct model_description description = {.kind = "sd1", .text = TEXT_SD1};
     struct tensor_table *tables[MODEL_PART_COUNT] = {NULL};
     struct device_options options = {.name = "cpu", .threads = 1};
@@ -575,8 +576,8 @@ static void a_model_that_lacks_a_tensor_is_refused_by_name(void **state)
     expect_ok(device_open(&device, &options, &error), &error);
     description.has[MODEL_CLIP_L] = true;
     description.clip[MODEL_CLIP_L] = narrow->config;
-    expect_ok(tensor_table_from_tensors(&tables[MODEL_CLIP_L], narrow->tensors, narrow->count - 1,
-                                        NULL, 0, &error),
+    expect_ok(tensor_table_from_tensors(&tables[MODEL_CLIP_L], narrow->weights.tensors,
+                                        narrow->weights.count - 1, NULL, 0, &error),
               &error);
     assert_int_equal(text_model_create(&model, device, tables, &description, NULL, &error),
                      STATUS_INVALID_ARGUMENT);
