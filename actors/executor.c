@@ -22,6 +22,7 @@
 #define EXECUTOR_MODELS_MAX 64u
 #define EXECUTOR_WORKERS_MAX 16u
 #define EXECUTOR_REPORT_MS 1000u
+#define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
 
 // A model name as the registry defined it, and its networks once a worker needed them.
 struct model_entry {
@@ -37,6 +38,7 @@ struct worker_entry {
     struct actor *actor;      // NULL while its networks load
     luna_Service service;     // group and model
     uint64_t reserved_bytes;  // of its arena
+    uint64_t spawned_ns;      // when the scaler asked for it
     bool retiring;            // told to drain
 };
 
@@ -107,13 +109,6 @@ static void report_device(struct executor *self)
     report->reserved_bytes = self->ledger.reserved_bytes;
     tell(self, WATCH_SCALER, &letter);
     tell(self, WATCH_REGISTRY, &letter);
-}
-
-static void on_report(void *state)
-{
-    struct executor *self = state;
-    read_system_memory(self);
-    report_device(self);
 }
 
 // ---- models
@@ -199,6 +194,20 @@ static bool evict_one(struct executor *self)
     return true;
 }
 
+static void ask_loader(struct executor *self, struct model_entry *model, luna_Group group)
+{
+    if (model->loading[group]) return;
+    struct loader_letter letter = {.definition = model->definition, .group = group};
+    struct message message;
+    message_init(&message);
+    enum status status =
+        message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
+    if (status == STATUS_OK) status = message_send(&message, self->loader_pair);
+    message_clear(&message);
+    loop_socket_touch(self->watches[WATCH_LOADER]);
+    model->loading[group] = status == STATUS_OK;
+}
+
 static void on_definition(struct executor *self, const luna_ModelDefinition *definition)
 {
     struct model_entry *model = find_model(self, definition->name);
@@ -218,20 +227,13 @@ static void on_definition(struct executor *self, const luna_ModelDefinition *def
     model->definition = *definition;
     model->hash_vae[0] = '\0';
     model->hash_text[0] = '\0';
-}
-
-static void ask_loader(struct executor *self, struct model_entry *model, luna_Group group)
-{
-    if (model->loading[group]) return;
-    struct loader_letter letter = {.definition = model->definition, .group = group};
-    struct message message;
-    message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
-    if (status == STATUS_OK) status = message_send(&message, self->loader_pair);
-    message_clear(&message);
-    loop_socket_touch(self->watches[WATCH_LOADER]);
-    model->loading[group] = status == STATUS_OK;
+    // Those that the scaler wanted before the registry told what the name stands for.
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        const struct worker_entry *worker = &self->workers[i];
+        bool waits = worker->id != 0 && worker->actor == NULL &&
+                     strcmp(worker->service.model, definition->name) == 0;
+        if (waits) ask_loader(self, model, worker->service.group);
+    }
 }
 
 // ---- workers
@@ -314,22 +316,45 @@ static void on_spawn(struct executor *self, const luna_Service *service)
     unborn.service = *service;
     struct model_entry *model = find_model(self, service->model);
     struct error error;
-    if (worker == NULL || model == NULL || service->model[0] == '\0') {
-        if (worker == NULL) {
-            error_set(&error, STATUS_RESOURCE_EXHAUSTED, "device %s has %u workers, no more fit",
-                      self->arguments.device, EXECUTOR_WORKERS_MAX);
-        } else {
-            error_set(&error, STATUS_UNAVAILABLE, "device %s has not heard of model \"%s\" yet",
-                      self->arguments.device, service->model);
-        }
+    assert(service->model[0] != '\0');
+    if (worker == NULL) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "device %s has %u workers, no more fit",
+                  self->arguments.device, EXECUTOR_WORKERS_MAX);
         tell_worker_down(self, &unborn, &error, NULL);
         return;
     }
     *worker = unborn;
+    worker->spawned_ns = now_ns(self);
+    if (model == NULL) return;  // the registry's letter is under way, on another socket
     if (model->loaded[service->group] != NULL)
         start_worker(self, worker, model);
     else
         ask_loader(self, model, service->group);
+}
+
+// Workers whose model nobody defines.
+static void expire_workers(struct executor *self)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        struct worker_entry *worker = &self->workers[i];
+        bool waits = worker->id != 0 && worker->actor == NULL &&
+                     find_model(self, worker->service.model) == NULL;
+        if (!waits || now_ns(self) - worker->spawned_ns < EXECUTOR_DEFINITION_MS * 1000000ull) {
+            continue;
+        }
+        struct error error;
+        error_set(&error, STATUS_UNAVAILABLE, "device %s has not heard of model \"%s\" yet",
+                  self->arguments.device, worker->service.model);
+        fail_worker(self, worker, &error);
+    }
+}
+
+static void on_report(void *state)
+{
+    struct executor *self = state;
+    read_system_memory(self);
+    report_device(self);
+    expire_workers(self);
 }
 
 static struct worker_entry *find_worker(struct executor *self, uint64_t id)
