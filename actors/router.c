@@ -83,6 +83,7 @@ static void on_core_letter(struct router *self, const luna_Letter *letter)
     switch (letter->which_letter) {
     case luna_Letter_drain_all_tag:
         self->draining = true;
+        self->drained_told = false;  // a client's drain may have told it to nobody who waited
         break;
     case luna_Letter_device_down_tag:
         router_device_down(self, letter->letter.device_down.epoch);

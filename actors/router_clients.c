@@ -175,8 +175,8 @@ static void start_drain(struct router *self, const struct request *request, bool
 {
     self->draining = true;
     answer_empty(self, request);
-    if (!stop) return;
-    luna_Letter letter = {.which_letter = luna_Letter_stop_all_tag};
+    luna_Letter letter = {.which_letter =
+                              stop ? luna_Letter_stop_all_tag : luna_Letter_drain_all_tag};
     router_post(self, ROUTER_CORE, &letter, NULL);
 }
 
