@@ -101,8 +101,10 @@ enum status loop_create(struct loop **out, const struct clock *clock, struct err
     struct loop *self = calloc(1, sizeof *self);
     if (config == NULL || self == NULL || !descriptors_suffice()) goto done;
 
-    // The default timer is coarse (4 ms late). One thread: no locks.
+    // The default timer is coarse (4 ms late). One thread: no locks. libevent's cached time is that
+    // of before the callbacks: after a long one, timers would start early and fire late.
     event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER);
+    event_config_set_flag(config, EVENT_BASE_FLAG_NO_CACHE_TIME);
     event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK);
     event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
     self->base = event_base_new_with_config(config);
