@@ -175,7 +175,6 @@ static enum status assign(struct config_owned *self, const char *section, const 
 // A file while inih reads it.
 struct reader {
     struct config_owned *self;    // what is filled
-    const char *path;             // of the file, for messages
     const char *at;               // next byte of its text
     const char *end;              // behind the last
     uint32_t line;                // number of the line that inih has now
@@ -284,7 +283,7 @@ static int take_value(void *user, const char *section, const char *key, const ch
 static enum status parse_file(struct config_owned *self, const char *path, struct bytes text,
                               struct error *error)
 {
-    struct reader reader = {.self = self, .path = path, .at = text.data};
+    struct reader reader = {.self = self, .at = text.data};
     reader.end = reader.at + text.size;
     if (text.size >= 3 && memcmp(reader.at, "\xef\xbb\xbf", 3) == 0) reader.at += 3;
     ini_max_line = (int)LINE_BYTES_MAX + 3;
