@@ -6,8 +6,7 @@
 //     DrainAll   -> the router drains and says Drained, which goes back
 //     ChildDown  -> DeviceDown to router and scaler
 //     StopAll    -> the actors are stopped in reverse order, exit 0
-//     KillChild, StopAll, DrainAll of the router -> to the supervisor; the monitor hears of the
-//     drain
+//     KillChild, StopAll, DrainAll of the router go to the supervisor
 //
 // auth comes first, since a socket that clients reach lets nobody in without it; the router comes
 // last, since with it requests are answered. When the channel ends, the supervisor is dead, and the

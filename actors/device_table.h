@@ -25,6 +25,7 @@ struct device_table {
 };
 
 // Takes a report in. A new executor of a known device takes the entry over.
+// Thread:    the owner's, as everything here.
 // Returns:   true when this executor was not known: it is to be asked Who. False also when the
 // table is full.
 bool device_table_report(struct device_table *self, struct bytes connection,

@@ -40,7 +40,8 @@ enum status process_write_config(const struct config *config, int *out, struct e
 // Thread:    the main thread.
 enum status process_read_config(struct config **out, struct error *error);
 
-// The log of a process, at the level that the configuration gives its name.
+// The log of a process, at the level that the configuration gives its name (which is borrowed).
+// Thread:    any, as everything that follows.
 struct log process_log(const struct config *config, const char *name);
 
 // Reads a decimal number that is all of text; false for anything else.

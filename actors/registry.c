@@ -3,8 +3,8 @@
 //
 //     client --Ask--> router --> registry --order--> registry lane (disk)
 //                                   |  <--result--
-//                                   +--ModelDefinition, LoadModel, UnloadModel--> executors
-//                                   --ModelLoaded-->
+//                                   |--ModelDefinition, LoadModel--> executors
+//                                   |  <--ModelLoaded--
 //                                   +--ModelNotice--> router, scaler, monitor
 //
 // A name is known to the others once its headers have been read; a model of the configuration that
@@ -12,87 +12,21 @@
 // generation is a digest of the files as they were opened: the same files have the same one, also
 // after the core was restarted.
 
+#include "actors/registry_state.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zmq.h>
 
-#include "actors/ask.h"
-#include "actors/device_table.h"
 #include "actors/event.h"
 #include "actors/post.h"
-#include "actors/registry_lane.h"
 #include "actors/topology.h"
 #include "runtime/socket.h"
 
-#define MODELS_MAX 128u
-#define OPENINGS_MAX 96u  // the configuration's models and those that clients register meanwhile
-#define WAITS_MAX 64u
 #define START_MS_MAX 1000u  // that the start waits for the configuration's models
-#define PAGE_MODELS 32u
 
-_Static_assert(OPENINGS_MAX > CONFIG_MODELS_MAX,
-               "all the configuration's models are opened at once");
-
-struct loaded_on {
-    char device[32];  // name
-    uint32_t users;   // workers there
-};
-
-struct entry {
-    bool opened;           // the files are known; false: the model failed
-    luna_Model model;      // as clients see it, but loaded_on, users and state
-    uint32_t files_count;  // of files
-    struct model_file files[REGISTRY_FILES_MAX];  // as they were opened
-    struct model_file embeddings;                 // path "" when there is none
-    uint64_t generation;                          // digest of files and embeddings
-    uint64_t weights_vae_bytes;                   // of the parts
-    uint64_t weights_text_bytes;                  // see there
-    uint32_t loaded_count;                        // entries of loaded
-    struct loaded_on loaded[DEVICE_TABLE_MAX];    // devices that hold it
-    bool loading;                                 // an executor was told to load it
-};
-
-// A model whose files are being opened.
-struct opening {
-    uint64_t ticket;       // of the order; 0: the entry is free
-    char name[64];         // of the model
-    uint32_t files_count;  // of the order
-    bool asked;            // by a client, who waits for the answer
-    struct ask ask;        // with asked
-};
-
-// A client who waits for a model to be loaded, or unloaded.
-struct wait {
-    bool used;       // the entry is one
-    char name[64];   // of the model
-    bool unload;     // waits for its end
-    struct ask ask;  // to be answered
-};
-
-struct registry {
-    const struct actor_context *context;    // as actor.h gives it
-    const struct config *config;            // of the daemon
-    void *executors;                        // ROUTER
-    void *router;                           // PAIR
-    void *scaler;                           // PAIR
-    void *lane_socket;                      // PAIR
-    void *events;                           // PUSH, never read
-    struct loop_socket *watch_executors;    // of executors
-    struct loop_socket *watch_router;       // of router
-    struct loop_socket *watch_scaler;       // of scaler
-    struct loop_socket *watch_lane;         // of lane_socket
-    struct actor *lane;                     // reads headers
-    struct device_table devices;            // executors
-    uint64_t tickets;                       // the last one given out
-    uint32_t openings_count;                // entries of openings in use
-    struct opening openings[OPENINGS_MAX];  // in no order
-    struct wait waits[WAITS_MAX];           // in no order
-    uint32_t count;                         // entries of models
-    struct entry models[MODELS_MAX];        // in the order in which they were registered
-};
-
-static struct entry *find_model(struct registry *self, const char *name)
+struct entry *registry_find(struct registry *self, const char *name)
 {
     for (uint32_t i = 0; i < self->count; i++) {
         if (strcmp(self->models[i].model.name, name) == 0) return &self->models[i];
@@ -103,7 +37,7 @@ static struct entry *find_model(struct registry *self, const char *name)
 // ---- what others are told
 
 // The model as clients see it.
-static luna_Model public_model(const struct entry *entry)
+luna_Model registry_public_model(const struct entry *entry)
 {
     luna_Model model = entry->model;
     const size_t devices_max = sizeof model.loaded_on / sizeof model.loaded_on[0];
@@ -120,13 +54,13 @@ static luna_Model public_model(const struct entry *entry)
     return model;
 }
 
-static void tell_notice(struct registry *self, const struct entry *entry)
+void registry_tell_notice(struct registry *self, const struct entry *entry)
 {
     luna_Letter letter = {.which_letter = luna_Letter_model_notice_tag};
     luna_ModelNotice *notice = &letter.letter.model_notice;
     const struct config_models *models = &self->config->models;
     notice->has_model = true;
-    notice->model = public_model(entry);
+    notice->model = registry_public_model(entry);
     notice->weights_vae_bytes = entry->weights_vae_bytes;
     notice->weights_text_bytes = entry->weights_text_bytes;
     notice->is_default_vae =
@@ -159,8 +93,8 @@ static void tell_event(struct registry *self, const char *topic, const struct en
               message);
 }
 
-static void post_to_executor(struct registry *self, struct bytes connection,
-                             const luna_Letter *letter)
+void registry_post_to_executor(struct registry *self, struct bytes connection,
+                               const luna_Letter *letter)
 {
     enum status status = post_letter_to(self->executors, connection, letter, NULL);
     if (status != STATUS_OK) {
@@ -185,7 +119,7 @@ static void tell_definition(struct registry *self, struct bytes connection,
         text_set(definition->files[i], sizeof definition->files[i], entry->files[i].path);
         definition->files_count += 1;
     }
-    post_to_executor(self, connection, &letter);
+    registry_post_to_executor(self, connection, &letter);
 }
 
 static void tell_definition_to_all(struct registry *self, const struct entry *entry)
@@ -195,14 +129,14 @@ static void tell_definition_to_all(struct registry *self, const struct entry *en
     }
 }
 
-static void answer(struct registry *self, const struct ask *ask, const struct entry *entry,
-                   const struct error *error)
+void registry_answer(struct registry *self, const struct ask *ask, const struct entry *entry,
+                     const struct error *error)
 {
     assert(entry != NULL || error != NULL);
     luna_ModelReply reply = luna_ModelReply_init_zero;
     if (error == NULL) {
         reply.has_model = true;
-        reply.model = public_model(entry);
+        reply.model = registry_public_model(entry);
     }
     ask_answer(self->router, ask, luna_ModelReply_fields, &reply, error);
     if (self->watch_router != NULL) loop_socket_touch(self->watch_router);
@@ -212,12 +146,12 @@ static void answer(struct registry *self, const struct ask *ask, const struct en
 static void answer_waits(struct registry *self, const struct entry *entry, bool unload,
                          const struct error *error)
 {
-    for (uint32_t i = 0; i < WAITS_MAX; i++) {
+    for (uint32_t i = 0; i < REGISTRY_WAITS_MAX; i++) {
         struct wait *wait = &self->waits[i];
         if (!wait->used || wait->unload != unload) continue;
         if (strcmp(wait->name, entry->model.name) != 0) continue;
         wait->used = false;
-        answer(self, &wait->ask, entry, error);
+        registry_answer(self, &wait->ask, entry, error);
     }
 }
 
@@ -245,17 +179,18 @@ static uint64_t generation_of(const struct lane_result *result, uint32_t files_c
 }
 
 // Sends the order whose files are set. The opening's ask is set by the caller.
-static enum status start_opening(struct registry *self, const char *name, struct lane_order *order,
-                                 struct opening **out, struct error *error)
+enum status registry_start_opening(struct registry *self, const char *name,
+                                   struct lane_order *order, struct opening **out,
+                                   struct error *error)
 {
     assert(order->files_count >= 1);
     struct opening *opening = NULL;
-    for (uint32_t i = 0; opening == NULL && i < OPENINGS_MAX; i++) {
+    for (uint32_t i = 0; opening == NULL && i < REGISTRY_OPENINGS_MAX; i++) {
         if (self->openings[i].ticket == 0) opening = &self->openings[i];
     }
     if (opening == NULL) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u models are being opened already",
-                         OPENINGS_MAX);
+                         REGISTRY_OPENINGS_MAX);
     }
     order->ticket = self->tickets + 1;
     struct message message;
@@ -276,8 +211,8 @@ static enum status start_opening(struct registry *self, const char *name, struct
 
 static struct entry *take_entry(struct registry *self, const char *name)
 {
-    struct entry *entry = find_model(self, name);
-    if (entry != NULL || self->count == MODELS_MAX) return entry;
+    struct entry *entry = registry_find(self, name);
+    if (entry != NULL || self->count == REGISTRY_MODELS_MAX) return entry;
     entry = &self->models[self->count];
     self->count += 1;
     memset(entry, 0, sizeof *entry);
@@ -289,14 +224,14 @@ static void fail_opening(struct registry *self, const struct opening *opening,
                          const struct error *error)
 {
     if (opening->asked) {
-        answer(self, &opening->ask, NULL, error);
+        registry_answer(self, &opening->ask, NULL, error);
         return;
     }
     struct entry *entry = take_entry(self, opening->name);
     if (entry == NULL || entry->opened) return;
     text_set(entry->model.message, sizeof entry->model.message, error->message);
     tell_event(self, "error", entry, "", error->status, error->message);
-    tell_notice(self, entry);
+    registry_tell_notice(self, entry);
 }
 
 static void finish_opening(struct registry *self, const struct opening *opening,
@@ -306,7 +241,7 @@ static void finish_opening(struct registry *self, const struct opening *opening,
     struct entry *entry = take_entry(self, opening->name);
     if (entry == NULL) {
         error_set(&error, STATUS_RESOURCE_EXHAUSTED, "%u models are registered, no more fit",
-                  MODELS_MAX);
+                  REGISTRY_MODELS_MAX);
         fail_opening(self, opening, &error);
         return;
     }
@@ -323,16 +258,16 @@ static void finish_opening(struct registry *self, const struct opening *opening,
                                 .weights_text_bytes = result->weights_text_bytes};
         memcpy(entry->files, result->files, sizeof entry->files);
         tell_definition_to_all(self, entry);
-        tell_notice(self, entry);
+        registry_tell_notice(self, entry);
         log_event(self->context->log, LOG_INFO, "model.registered", "model=%s kind=%s bytes=%lu",
                   model.name, model.kind, (unsigned long)model.bytes);
     }
-    if (opening->asked) answer(self, &opening->ask, entry, NULL);
+    if (opening->asked) registry_answer(self, &opening->ask, entry, NULL);
 }
 
 static void on_result(struct registry *self, const struct lane_result *result)
 {
-    for (uint32_t i = 0; i < OPENINGS_MAX; i++) {
+    for (uint32_t i = 0; i < REGISTRY_OPENINGS_MAX; i++) {
         struct opening *opening = &self->openings[i];
         if (opening->ticket != result->ticket) continue;
         if (result->error.status == STATUS_OK) {
@@ -390,11 +325,11 @@ static void on_device_report(struct registry *self, struct bytes connection,
         uint32_t before = self->models[i].loaded_count;
         forget_device(&self->models[i], report->name);
         self->models[i].loading = false;
-        if (self->models[i].loaded_count != before) tell_notice(self, &self->models[i]);
+        if (self->models[i].loaded_count != before) registry_tell_notice(self, &self->models[i]);
     }
     introduce(self, connection);
     luna_Letter who = {.which_letter = luna_Letter_who_tag};
-    post_to_executor(self, connection, &who);
+    registry_post_to_executor(self, connection, &who);
 }
 
 // True when the device was not among those that hold the model.
@@ -423,7 +358,7 @@ static void on_load_failed(struct registry *self, struct entry *entry,
 
 static void on_model_loaded(struct registry *self, const luna_ModelLoaded *loaded)
 {
-    struct entry *entry = find_model(self, loaded->name);
+    struct entry *entry = registry_find(self, loaded->name);
     if (entry == NULL) return;
     uint32_t before = entry->loaded_count;
     if (loaded->hash_vae[0] != '\0') {
@@ -447,7 +382,7 @@ static void on_model_loaded(struct registry *self, const luna_ModelLoaded *loade
         if (!loaded->unloaded) entry->loading = false;
         answer_waits(self, entry, loaded->unloaded, NULL);
     }
-    tell_notice(self, entry);
+    registry_tell_notice(self, entry);
 }
 
 static void on_executor_letter(struct registry *self, struct bytes connection,
@@ -459,7 +394,7 @@ static void on_executor_letter(struct registry *self, struct bytes connection,
         introduce(self, connection);
     } else if (device_table_find(&self->devices, connection) == NULL) {
         luna_Letter who = {.which_letter = luna_Letter_who_tag};
-        post_to_executor(self, connection, &who);
+        registry_post_to_executor(self, connection, &who);
     } else if (letter->which_letter == luna_Letter_model_loaded_tag) {
         on_model_loaded(self, &letter->letter.model_loaded);
     }
@@ -484,160 +419,7 @@ static void on_executors(void *state)
     }
 }
 
-// ---- what clients ask
-
-static enum status ask_register(struct registry *self, const struct ask *ask,
-                                const luna_ModelRegister *request, struct error *error)
-{
-    if (!ask->admin) {
-        return error_set(error, STATUS_PERMISSION_DENIED, "registering models is for admins");
-    }
-    if (!codec_name_valid(request->name)) {
-        return error_set(error, STATUS_INVALID_ARGUMENT, "\"%s\" is no name for a model",
-                         request->name);
-    }
-    if (request->files_count == 0) {
-        return error_set(error, STATUS_INVALID_ARGUMENT, "model \"%s\" needs at least one file",
-                         request->name);
-    }
-    struct lane_order order = {.files_count = request->files_count};
-    for (uint32_t i = 0; i < request->files_count; i++) {
-        text_set(order.files[i], sizeof order.files[i], request->files[i]);
-    }
-    text_set(order.embeddings, sizeof order.embeddings, request->embeddings);
-    struct opening *opening = NULL;
-    enum status status = start_opening(self, request->name, &order, &opening, error);
-    if (status != STATUS_OK) return status;
-    opening->asked = true;
-    opening->ask = *ask;
-    return STATUS_OK;
-}
-
-static enum status find_opened(struct registry *self, const char *name, struct entry **out,
-                               struct error *error)
-{
-    struct entry *entry = find_model(self, name);
-    if (entry == NULL) {
-        return error_set(error, STATUS_NOT_FOUND, "model \"%s\" is not known here", name);
-    }
-    if (!entry->opened) {
-        return error_set(error, STATUS_FAILED_PRECONDITION, "model \"%s\" cannot be opened: %s",
-                         name, entry->model.message);
-    }
-    *out = entry;
-    return STATUS_OK;
-}
-
-static enum status add_wait(struct registry *self, const struct ask *ask, const char *name,
-                            bool unload, struct error *error)
-{
-    for (uint32_t i = 0; i < WAITS_MAX; i++) {
-        struct wait *wait = &self->waits[i];
-        if (wait->used) continue;
-        *wait = (struct wait){.used = true, .unload = unload, .ask = *ask};
-        text_set(wait->name, sizeof wait->name, name);
-        return STATUS_OK;
-    }
-    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u clients wait for models already",
-                     WAITS_MAX);
-}
-
-static enum status ask_load(struct registry *self, const struct ask *ask, const char *name,
-                            struct error *error)
-{
-    struct entry *entry = NULL;
-    enum status status = find_opened(self, name, &entry, error);
-    if (status != STATUS_OK) return status;
-    if (entry->loaded_count > 0) {
-        answer(self, ask, entry, NULL);
-        return STATUS_OK;
-    }
-    if (self->devices.count == 0) {
-        error_set(error, STATUS_UNAVAILABLE, "no executor is there to load model \"%s\"", name);
-        error->retry_after_ms = 500;
-        return STATUS_UNAVAILABLE;
-    }
-    status = add_wait(self, ask, name, false, error);
-    if (status != STATUS_OK) return status;
-    luna_Letter letter = {.which_letter = luna_Letter_load_model_tag};
-    text_set(letter.letter.load_model.name, sizeof letter.letter.load_model.name, name);
-    post_to_executor(self, device_entry_connection(&self->devices.entries[0]), &letter);
-    entry->loading = true;
-    tell_notice(self, entry);
-    return STATUS_OK;
-}
-
-static enum status ask_unload(struct registry *self, const struct ask *ask, const char *name,
-                              struct error *error)
-{
-    struct entry *entry = NULL;
-    enum status status = STATUS_OK;
-    if (!ask->admin) {
-        return error_set(error, STATUS_PERMISSION_DENIED, "unloading models is for admins");
-    }
-    status = find_opened(self, name, &entry, error);
-    if (status != STATUS_OK) return status;
-    if (entry->loaded_count == 0) {
-        answer(self, ask, entry, NULL);
-        return STATUS_OK;
-    }
-    const luna_Model model = public_model(entry);
-    if (model.users > 0) {
-        return error_set(error, STATUS_FAILED_PRECONDITION,
-                         "%u workers use model \"%s\"; they retire when they have been idle",
-                         model.users, name);
-    }
-    status = add_wait(self, ask, name, true, error);
-    if (status != STATUS_OK) return status;
-    luna_Letter letter = {.which_letter = luna_Letter_unload_model_tag};
-    text_set(letter.letter.unload_model.name, sizeof letter.letter.unload_model.name, name);
-    for (uint32_t i = 0; i < self->devices.count; i++) {
-        post_to_executor(self, device_entry_connection(&self->devices.entries[i]), &letter);
-    }
-    return STATUS_OK;
-}
-
-static enum status ask_list(struct registry *self, const struct ask *ask, uint32_t offset,
-                            struct error *error)
-{
-    luna_ModelListReply *reply = calloc(1, sizeof *reply);
-    if (reply == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a list");
-    reply->total = self->count;
-    for (uint32_t i = offset; i < self->count && reply->models_count < PAGE_MODELS; i++) {
-        reply->models[reply->models_count] = public_model(&self->models[i]);
-        reply->models_count += 1;
-    }
-    ask_answer(self->router, ask, luna_ModelListReply_fields, reply, NULL);
-    free(reply);
-    return STATUS_OK;
-}
-
-static void on_ask(struct registry *self, const luna_Ask *letter, const struct message *frames)
-{
-    struct ask ask;
-    struct error error = {0};
-    union codec_request request;
-    enum status status = ask_read(letter, frames, &ask, &request, &error);
-    if (status == STATUS_OK) {
-        switch (ask.header.operation) {
-        case luna_Operation_MODEL_REGISTER:
-            status = ask_register(self, &ask, &request.model_register, &error);
-            break;
-        case luna_Operation_MODEL_LOAD:
-            status = ask_load(self, &ask, request.model_name.name, &error);
-            break;
-        case luna_Operation_MODEL_UNLOAD:
-            status = ask_unload(self, &ask, request.model_name.name, &error);
-            break;
-        case luna_Operation_MODEL_LIST:
-            status = ask_list(self, &ask, request.page.offset, &error);
-            break;
-        default:
-            status = error_set(&error, STATUS_UNIMPLEMENTED, "the registry knows models only");
-        }
-    }
-    if (status != STATUS_OK) answer(self, &ask, NULL, &error);
-}
+// ---- letters of the router
 
 static void on_router(void *state)
 {
@@ -648,7 +430,7 @@ static void on_router(void *state)
         message_init(&message);
         if (message_receive(&message, self->router) != STATUS_OK) return;
         if (post_read(&message, &letter) && letter.which_letter == luna_Letter_ask_tag) {
-            on_ask(self, &letter.letter.ask, &message);
+            registry_on_ask(self, &letter.letter.ask, &message);
         }
         message_clear(&message);
     }
@@ -726,7 +508,7 @@ static void open_configured(struct registry *self)
             order.files_count += 1;
         }
         text_set(order.embeddings, sizeof order.embeddings, model->embeddings);
-        if (start_opening(self, model->name, &order, &opening, &error) != STATUS_OK) {
+        if (registry_start_opening(self, model->name, &order, &opening, &error) != STATUS_OK) {
             log_event(self->context->log, LOG_ERROR, "model.lost", "model=%s why=%s", model->name,
                       error.message);
         }

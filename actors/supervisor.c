@@ -1,14 +1,13 @@
 // supervisor.c - one loop over pidfds, channels, signals and timers; supervisor.h holds the
 // contract.
 //
-//              +-- dies --> wait 0.1 s, 0.2 s, ... --> started again (the core alone: executors
-//              stay)
+//              +-- dies ----------> wait 0.1 s, 0.2 s, ... --> started again, alone
 //     RUNNING -+
-//              +-- dies too often --> core: exit 1;  executor: given up, its services fail
+//              +-- dies too often > core: exit 1;  executor: given up, its services fail
 //
-//     RUNNING --SIGTERM, Shutdown--> DRAINING --Drained, or 30 s--> STOPPING --all gone, or 5 s and
-//     SIGKILL--> end RUNNING --SIGHUP, new configuration--> RELOADING --Drained, or 30 s--> the
-//     core is started again: RUNNING
+//     RUNNING --SIGTERM, Shutdown--> DRAINING --Drained, or 30 s--> STOPPING
+//     STOPPING --all are gone, or 5 s and SIGKILL--> the end
+//     RUNNING --SIGHUP--> RELOADING --Drained, or 30 s--> the core is started again: RUNNING
 //
 // It has no ZeroMQ context and no models, so that it has nothing to crash on. Its children hold one
 // end of a channel each; when it dies they see that end and end too. Numbers of executors (epochs)

@@ -10,15 +10,17 @@
 
 #include "tests/test.h"
 
-// root/models/{a.bin, sub/b.bin, inside -> sub/b.bin, out -> ../secret.bin, absolute ->
-// /root.../secret.bin, away -> .., pipe}, root/more/c.bin, root/secret.bin, root/models-evil/e.bin
+//     root/secret.bin, root/models-evil/e.bin, root/more/c.bin
+//     root/models/a.bin, sub/b.bin, pipe
+//     root/models/inside -> sub/b.bin, out -> ../secret.bin, absolute -> root/secret.bin, away ->
+//     ..
 struct fixture {
-    char root[128];
-    char models[160];
-    char more[160];
-    const char *folders[2];
-    struct model_file file;
-    struct error error;
+    char root[128];          // a new folder with the tree above
+    char models[160];        // root/models
+    char more[160];          // root/more, with a slash at its end
+    const char *folders[2];  // models, more
+    struct model_file file;  // that was found last
+    struct error error;      // of the last call that failed
 };
 
 static void put(const struct fixture *self, const char *name, const char *text)
