@@ -1,17 +1,26 @@
 // images.c - `luna encode` and `luna decode`: pictures, latents, and the files they live in.
+//
+// Readers of files map them. Standard input, which may be a pipe, is copied into memory that has a
+// descriptor and so can be mapped like a file; what it holds is told by its first bytes, for want
+// of a suffix.
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "clients/cli/cli.h"
 
 #define PIXELS_MAX (UINT64_C(1) << 28)
 
+#define STDIN_BYTES_MAX (UINT64_C(1) << 32)
+
 // What a command reads, whichever file it came from.
 struct input {
+    int copy;                    // of stdin; -1: a file was named
+    char copy_path[32];          // to open it by
     struct image picture;        // of a PNG or JPEG
     struct tensor_table *table;  // of a safetensors file
     struct luna_tensor tensor;   // the one to send, in one of the two
@@ -21,6 +30,57 @@ static void input_free(struct input *self)
 {
     image_free(&self->picture);
     tensor_table_release(&self->table);
+    if (self->copy >= 0) close(self->copy);
+}
+
+static bool write_all(int descriptor, const uint8_t *data, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t written = write(descriptor, data, bytes);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) return false;
+        data += written;
+        bytes -= (size_t)written;
+    }
+    return true;
+}
+
+static enum status copy_stdin(struct input *self, struct error *error)
+{
+    uint8_t buffer[65536];
+    uint64_t bytes = 0;
+    self->copy = memfd_create("stdin", MFD_CLOEXEC);
+    if (self->copy < 0) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for stdin");
+    while (true) {
+        ssize_t got = read(STDIN_FILENO, buffer, sizeof buffer);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return error_set(error, STATUS_INVALID_ARGUMENT, "stdin: %s", strerror(errno));
+        if (got == 0) break;
+        bytes += (uint64_t)got;
+        if (bytes > STDIN_BYTES_MAX || !write_all(self->copy, buffer, (size_t)got)) {
+            return error_set(error, STATUS_RESOURCE_EXHAUSTED, "stdin: no memory for %llu bytes",
+                             (unsigned long long)bytes);
+        }
+    }
+    snprintf(self->copy_path, sizeof self->copy_path, "/proc/self/fd/%d", self->copy);
+    return STATUS_OK;
+}
+
+// Replaces the path "-" by one of a copy of stdin.
+static enum status find_path(struct input *self, const char **path, struct error *error)
+{
+    if (strcmp(*path, "-") != 0) return STATUS_OK;
+    enum status status = copy_stdin(self, error);
+    if (status == STATUS_OK) *path = self->copy_path;
+    return status;
+}
+
+// A safetensors file begins with the length of its header, and then the header's brace.
+static bool is_safetensors(const struct input *self, const char *path)
+{
+    char first[9] = "";
+    if (self->copy < 0) return cli_has_suffix(path, ".safetensors");
+    return pread(self->copy, first, sizeof first, 0) == (ssize_t)sizeof first && first[8] == '{';
 }
 
 static enum status use_tensor(struct input *out, const struct tensor *tensor, const char *name,
@@ -39,8 +99,10 @@ static enum status use_tensor(struct input *out, const struct tensor *tensor, co
 
 static enum status read_image(struct input *out, const char *path, struct error *error)
 {
-    if (!cli_has_suffix(path, ".safetensors")) {
-        enum status status = image_read(&out->picture, path, PIXELS_MAX, error);
+    enum status status = find_path(out, &path, error);
+    if (status != STATUS_OK) return status;
+    if (!is_safetensors(out, path)) {
+        status = image_read(&out->picture, path, PIXELS_MAX, error);
         if (status != STATUS_OK) return status;
         const struct image *picture = &out->picture;
         out->tensor = (struct luna_tensor){.name = "image", .dtype = picture->dtype, .rank = 4};
@@ -50,7 +112,7 @@ static enum status read_image(struct input *out, const char *path, struct error 
         out->tensor.bytes = picture->bytes;
         return STATUS_OK;
     }
-    enum status status = tensor_table_open(&out->table, path, NULL, error);
+    status = tensor_table_open(&out->table, path, NULL, error);
     if (status != STATUS_OK) return status;
     const struct tensor *tensor = tensor_table_find(out->table, "image");
     if (tensor == NULL)
@@ -60,7 +122,8 @@ static enum status read_image(struct input *out, const char *path, struct error 
 
 static enum status read_latent(struct input *out, const char *path, struct error *error)
 {
-    enum status status = tensor_table_open(&out->table, path, NULL, error);
+    enum status status = find_path(out, &path, error);
+    if (status == STATUS_OK) status = tensor_table_open(&out->table, path, NULL, error);
     if (status != STATUS_OK) return status;
     const struct tensor *tensor = tensor_table_find(out->table, "latent");
     if (tensor == NULL)
@@ -200,7 +263,7 @@ enum cli_exit command_encode(const struct cli_options *options)
     const char *output = options->output != NULL ? options->output : "latent.safetensors";
     if (options->json && strcmp(output, "-") == 0)
         return cli_usage(options, "--json and -o - both want stdout");
-    struct input input = {.table = NULL};
+    struct input input = {.copy = -1};
     struct error error;
     enum cli_exit result = EXIT_ANSWERED_ERROR;
     if (read_image(&input, options->words[0], &error) != STATUS_OK) {
@@ -235,7 +298,7 @@ enum cli_exit command_decode(const struct cli_options *options)
         return cli_usage(options, "--json and -o - both want stdout");
     bool as_picture = cli_has_suffix(output, ".png") || cli_has_suffix(output, ".jpg") ||
                       cli_has_suffix(output, ".jpeg");
-    struct input input = {.table = NULL};
+    struct input input = {.copy = -1};
     struct error error;
     enum cli_exit result = EXIT_ANSWERED_ERROR;
     if (read_latent(&input, options->words[0], &error) != STATUS_OK) {
