@@ -51,7 +51,7 @@ static int read_options(struct serve *self, int argc, char **argv)
                                             {"help", no_argument, NULL, OPTION_HELP},
                                             {NULL, 0, NULL, 0}};
     // getopt skips the first word, which here is the caller's business.
-    char name[] = "luna serve";
+    char name[] = "luna";  // what getopt's complaints begin with
     char **words = calloc((size_t)argc + 2, sizeof *words);
     if (words == NULL) return 1;
     words[0] = name;

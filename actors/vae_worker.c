@@ -91,6 +91,7 @@ static enum status read_request(struct worker *worker, struct error *error)
         .tile = encode ? image->tile : latent->tile,
         .overlap = encode ? image->overlap : latent->overlap,
         .passes = encode ? image->passes : latent->passes,
+        .model = worker->arguments.model,
     };
     return STATUS_OK;
 }

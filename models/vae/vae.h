@@ -34,6 +34,7 @@ struct vae_request {
     uint32_t passes;     // 3 or 1; 0: 3
     bool raw;            // decode: leave y instead of clamp((y + 1) / 2); for tests
     uint64_t bytes_max;  // with AUTO: the arena that may be used; 0: no limit
+    const char *model;   // its name, for messages; NULL: none
 };
 
 struct vae_plan {

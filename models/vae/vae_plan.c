@@ -62,17 +62,27 @@ static enum status check_half(const struct vae_config *config, const struct vae_
     return STATUS_OK;
 }
 
+// "the model", or its name as people know it.
+static void name_model(const struct vae_request *request, char out[80])
+{
+    if (request->model == NULL)
+        snprintf(out, 80, "the model");
+    else
+        snprintf(out, 80, "model \"%.63s\"", request->model);
+}
+
 static enum status check_channels(const struct vae_config *config,
                                   const struct vae_request *request, struct error *error)
 {
+    char model[80];
+    name_model(request, model);
     if (request->direction == VAE_ENCODE && request->c != 3 && request->c != 4) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "image has %u channels, the model takes 3, or 4 with alpha", request->c);
+                         "image has %u channels, %s takes 3, or 4 with alpha", request->c, model);
     }
     if (request->direction == VAE_DECODE && request->c != config->latent_channels) {
-        return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "latent has %u channels, the model takes %u", request->c,
-                         config->latent_channels);
+        return error_set(error, STATUS_INVALID_ARGUMENT, "latent has %u channels, %s takes %u",
+                         request->c, model, config->latent_channels);
     }
     return STATUS_OK;
 }
