@@ -138,13 +138,18 @@ static void on_router(void *state)
     }
 }
 
-// The scaler says nothing; reading keeps the socket's signals right.
+// The scaler says which devices have reported.
 static void on_scaler(void *state)
 {
     struct core *self = state;
-    struct message message;
-    message_init(&message);
-    while (message_receive(&message, self->scaler) == STATUS_OK) message_clear(&message);
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, self->scaler) != STATUS_OK) return;
+        if (post_read(&message, &letter)) to_supervisor(self, &letter);
+        message_clear(&message);
+    }
 }
 
 // ---- life
@@ -224,8 +229,9 @@ static enum status start(struct core *self, int argc, char **argv, struct error 
     self->log = process_log(self->config, "core");
     status = loop_create(&self->loop, clock_system(), error);
     if (status == STATUS_OK) status = socket_context_create(&self->zmq, 0, error);
-    if (status == STATUS_OK) status = start_actors(self, error);
+    // Connected first, so that nothing is lost that an actor says while the others start.
     if (status == STATUS_OK) status = open_edges(self, error);
+    if (status == STATUS_OK) status = start_actors(self, error);
     return status;
 }
 

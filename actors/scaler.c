@@ -244,7 +244,8 @@ static void log_error(struct scaler *self, const char *what, const struct error 
 static void on_device_report(struct scaler *self, struct bytes connection,
                              const luna_DeviceReport *report)
 {
-    if (device_table_report(&self->devices, connection, report)) {
+    bool is_new = device_table_report(&self->devices, connection, report);
+    if (is_new) {
         luna_Letter who = {.which_letter = luna_Letter_who_tag};
         post_to_executor(self, connection, &who);
         self->decide_after_ms = now_ms(self) + INTRODUCTION_MS;
@@ -261,6 +262,8 @@ static void on_device_report(struct scaler *self, struct bytes connection,
     luna_Letter letter = {.which_letter = luna_Letter_device_tag};
     letter.letter.device = *report;
     post_event(self, &letter);
+    // The supervisor waits for each device once before it says that the daemon is ready.
+    if (is_new) post(self, SCALER_CORE, &letter);
 }
 
 // False for a worker of a group that is none.

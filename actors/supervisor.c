@@ -32,6 +32,7 @@
 #define CHILDREN_MAX (1u + CONFIG_LIST_MAX)
 #define DRAIN_MS_MAX 30000u
 #define STOP_MS_MAX 5000u
+#define REPORT_MS_MAX 1000u  // that the first line waits for devices behind the core's ready
 #define NUMBER_BYTES 24u
 
 enum supervisor_state { RUNNING, RELOADING, DRAINING, STOPPING };
@@ -44,6 +45,7 @@ struct supervised {
     uint64_t epoch;                         // of an executor
     bool was_ready;                         // at least once
     bool is_ready;                          // now
+    bool has_reported;                      // an executor: its device, to the core, at least once
     bool given_up;                          // nobody starts it again
     struct restart restart;                 // how often it died of late
     struct loop_descriptor *watch_end;      // of its pidfd
@@ -132,6 +134,7 @@ static enum status spawn_executor(struct supervised *child, int config_descripto
     return child_spawn(&child->child, &spawn, error);
 }
 
+static void tell_ready(struct supervisor *self, bool at_any_rate);
 static void on_end(void *state);
 static void on_channel(void *state);
 
@@ -218,7 +221,10 @@ static void kill_all(struct supervisor *self)
 static void on_limit(void *state)
 {
     struct supervisor *self = state;
-    if (self->state == RUNNING) return;
+    if (self->state == RUNNING) {
+        tell_ready(self, true);
+        return;
+    }
     log_event(&self->log, LOG_WARNING, "patience.lost", "state=%d", (int)self->state);
     if (self->state == DRAINING) {
         stop_all(self);
@@ -308,9 +314,15 @@ static void on_end(void *state)
 
 // ---- letters
 
-static void tell_ready(struct supervisor *self)
+// Writes the first line, once requests are answered and every device that lives is there.
+static void tell_ready(struct supervisor *self, bool at_any_rate)
 {
-    if (self->ready_told) return;
+    if (self->ready_told || !core_of(self)->is_ready) return;
+    for (uint32_t i = 1; i < self->count; i++) {
+        const struct supervised *child = &self->children[i];
+        bool is_known = child->has_reported || child->restart.count > 0 || child->given_up;
+        if (!is_known && !at_any_rate) return;
+    }
     self->ready_told = true;
     printf("luna: ready");
     for (uint32_t i = 0; i < self->options->listeners_count; i++) {
@@ -318,6 +330,7 @@ static void tell_ready(struct supervisor *self)
     }
     printf("\n");
     fflush(stdout);
+    notify_send(self->options->notify_socket, "READY=1");
 }
 
 static void on_ready(struct supervised *child)
@@ -326,8 +339,12 @@ static void on_ready(struct supervised *child)
     child->is_ready = true;
     child->was_ready = true;
     if (!child->is_core) return;
-    tell_ready(self);
-    notify_send(self->options->notify_socket, "READY=1");
+    if (self->ready_told) {
+        notify_send(self->options->notify_socket, "READY=1");
+    } else {
+        loop_timer_restart(self->limit, REPORT_MS_MAX);
+        tell_ready(self, false);
+    }
     // A core that comes later does not know who will never come.
     for (uint32_t i = 1; i < self->count; i++) {
         const struct child_exit unknown = {.status = 0};
@@ -348,9 +365,21 @@ static void on_kill(struct supervisor *self, const luna_KillChild *kill)
     log_event(&self->log, LOG_WARNING, "kill.unknown", "pid=%u", kill->pid);
 }
 
+static void on_device(struct supervisor *self, const char *name)
+{
+    for (uint32_t i = 1; i < self->count; i++) {
+        struct supervised *child = &self->children[i];
+        if (strcmp(child->name, name) == 0) child->has_reported = true;
+    }
+    tell_ready(self, false);
+}
+
 static void on_core_letter(struct supervisor *self, const luna_Letter *letter)
 {
     switch (letter->which_letter) {
+    case luna_Letter_device_tag:
+        on_device(self, letter->letter.device.name);
+        break;
     case luna_Letter_drained_tag:
         if (self->state == DRAINING) stop_all(self);
         if (self->state == RELOADING) replace_core(self);
