@@ -245,7 +245,8 @@ static void tell_child_down(struct supervised *child, long pid, const struct chi
     down->status = ended->status;
     down->signalled = ended->is_signalled;
     down->given_up = child->given_up;
-    if (core_of(child->owner)->is_ready) send_to(core_of(child->owner), &letter);
+    bool listens = core_of(child->owner)->is_ready && child->owner->state != STOPPING;
+    if (listens) send_to(core_of(child->owner), &letter);
 }
 
 static void give_up(struct supervised *child)
