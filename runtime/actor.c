@@ -202,6 +202,9 @@ enum status actor_start(struct actor **out, const struct actor_kind *kind,
         release(self);
         return status;
     }
+    // The counter is one: an end that was said before Ready was heard went with it, so say it
+    // again.
+    if (actor_is_drained(self)) post(self->said);
     *out = self;
     return STATUS_OK;
 }
