@@ -56,13 +56,13 @@ static void set_limits(void)
     limit(RLIMIT_CPU, TORCH_CHILD_SECONDS);
     limit(RLIMIT_CORE, 0);
     limit(RLIMIT_FSIZE, 0);
-    limit(RLIMIT_NOFILE, PIPE_DESCRIPTOR + 1);
-    // The sanitizers map terabytes of shadow.
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    // The sanitizers map terabytes of shadow, open files and trace their own process at the end.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     limit(RLIMIT_AS, TORCH_CHILD_MEMORY_BYTES);
-#endif
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    limit(RLIMIT_NOFILE, PIPE_DESCRIPTOR + 1);
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
 }
 
 int torch_child_main(void)
