@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "actors/clip_request.h"
 #include "actors/event.h"
 
 #include "actors/worker.h"
@@ -31,55 +32,6 @@ static struct clip_worker *own(struct worker *worker)
 {
     assert(worker->own != NULL);
     return worker->own;
-}
-
-// ---- requests
-
-static enum status optional_text(struct worker *worker, struct worker_job *job, const char *name,
-                                 bool *has, struct bytes *out, struct error *error)
-{
-    uint32_t payload = 0;
-    const luna_Tensor *tensor = codec_find_tensor(&job->header, name, &payload);
-    *has = tensor != NULL;
-    if (tensor == NULL) return STATUS_OK;
-    return worker_input(worker, job, name, &tensor, out, error);
-}
-
-static enum status tokenise(struct worker *worker, struct worker_job *job, struct text_job **out,
-                            struct error *error)
-{
-    struct text_request request = {.has_negative = false};
-    bool has_prompt = false;
-    if (job->header.operation == luna_Operation_ENCODE_TOKENS) {
-        return error_set(error, STATUS_UNIMPLEMENTED, "ENCODE_TOKENS is not implemented yet");
-    }
-    const struct {
-        const char *name;
-        bool *has;
-        struct bytes *bytes;
-    } texts[] = {
-        {"prompt", &has_prompt, &request.prompt},
-        {"prompt_2", &request.has_prompt_2, &request.prompt_2},
-        {"negative", &request.has_negative, &request.negative},
-        {"negative_2", &request.has_negative_2, &request.negative_2},
-    };
-    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        enum status status =
-            optional_text(worker, job, texts[i].name, texts[i].has, texts[i].bytes, error);
-        if (status != STATUS_OK) return status;
-    }
-    if (!has_prompt)
-        return error_set(error, STATUS_INVALID_ARGUMENT, "the request has no tensor \"prompt\"");
-    if (job->header.operation == luna_Operation_TOKENIZE) {
-        request.disable_weights = job->body.tokenize.disable_weights;
-    } else {
-        request.disable_weights = job->body.encode_text.disable_weights;
-        request.clip_skip = job->body.encode_text.clip_skip;
-        if (job->body.encode_text.loras_count > 0) {
-            return error_set(error, STATUS_UNIMPLEMENTED, "LoRA stacks are not implemented yet");
-        }
-    }
-    return text_job_create(out, worker->arguments.loaded->text, &request, error);
 }
 
 // ---- answers
@@ -255,7 +207,7 @@ static void gather(struct worker *worker)
     while (rows < BATCH_ROWS_MAX && (job = worker_next(worker)) != NULL) {
         struct text_job *text = NULL;
         struct error error;
-        if (tokenise(worker, job, &text, &error) != STATUS_OK) {
+        if (clip_read_request(worker, job, &text, &error) != STATUS_OK) {
             worker_fail(worker, job, &error);
         } else if (job->header.operation == luna_Operation_TOKENIZE) {
             answer_tokens(worker, job, text);
