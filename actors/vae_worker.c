@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "actors/event.h"
-
 #include "actors/worker.h"
+#include "base/checked.h"
 
 struct vae_worker {
     struct worker_job *job;       // in hand; NULL when idle
@@ -96,6 +96,18 @@ static enum status read_request(struct worker *worker, struct error *error)
     return STATUS_OK;
 }
 
+// The codec has checked images; how many pixels a latent has, only its model knows.
+static enum status check_pixels(struct worker *worker, struct error *error)
+{
+    const struct vae_plan *plan = &own(worker)->plan;
+    uint64_t pixels_max = worker->arguments.executor->config->limits.image_pixels_max;
+    if (plan->request.direction == VAE_ENCODE) return STATUS_OK;
+    uint64_t pixels = (uint64_t)plan->output_n * plan->output_h;
+    if (checked_multiply(pixels, plan->output_w, &pixels) && pixels <= pixels_max) return STATUS_OK;
+    return error_set(error, STATUS_INVALID_ARGUMENT, "image has %lu pixels, at most %lu are taken",
+                     (unsigned long)pixels, (unsigned long)pixels_max);
+}
+
 static void start_job(struct worker *worker)
 {
     struct vae_worker *self = own(worker);
@@ -105,6 +117,7 @@ static void start_job(struct worker *worker)
     if (status == STATUS_OK) {
         status = vae_plan(worker->arguments.loaded->vae, &self->request, &self->plan, &error);
     }
+    if (status == STATUS_OK) status = check_pixels(worker, &error);
     if (status != STATUS_OK) {
         end_job(worker, &error);
         return;
