@@ -258,11 +258,14 @@ bool restart_next(struct restart *self, uint32_t *delay_ms)
     if (recent >= self->restarts_max) self->has_given_up = true;
     if (self->has_given_up) return false;
 
-    uint32_t delay = RESTART_DELAY_MS_MIN;
-    for (uint32_t i = 0; i < recent && delay < RESTART_DELAY_MS_MAX; i++) delay *= 2;
+    bool is_series = self->count > 0 && now_ms < self->started_ms + RESTART_SERIES_MS;
+    uint32_t delay = is_series ? 2 * self->delay_ms : RESTART_DELAY_MS_MIN;
+    if (delay > RESTART_DELAY_MS_MAX) delay = RESTART_DELAY_MS_MAX;
     self->times_ms[self->count % RESTARTS_MAX] = now_ms;
     self->count++;
-    *delay_ms = delay < RESTART_DELAY_MS_MAX ? delay : RESTART_DELAY_MS_MAX;
+    self->started_ms = now_ms + delay;
+    self->delay_ms = delay;
+    *delay_ms = delay;
     return true;
 }
 

@@ -65,9 +65,10 @@ void child_destroy(struct child **self_p);
 
 // --- When to start it again
 
-#define RESTARTS_MAX 32u             // largest intensity
-#define RESTART_DELAY_MS_MIN 100u    // after the first death
-#define RESTART_DELAY_MS_MAX 10000u  // twice as long each time, up to this
+#define RESTARTS_MAX 1024u           // largest intensity
+#define RESTART_DELAY_MS_MIN 100u    // after a death out of the blue
+#define RESTART_DELAY_MS_MAX 10000u  // twice as long each time in a series of deaths, up to this
+#define RESTART_SERIES_MS 2000u      // a child that lived longer than this ends a series
 
 // Deaths of late; a plain value, made by restart_policy.
 struct restart {
@@ -76,6 +77,8 @@ struct restart {
     uint64_t period_ms;               // over which restarts count
     uint64_t times_ms[RESTARTS_MAX];  // of the last restarts, a ring
     uint64_t count;                   // restarts ever; the ring's end
+    uint64_t started_ms;              // when the last restart was due
+    uint32_t delay_ms;                // of the last restart
     bool has_given_up;                // until restart_reset
 };
 

@@ -69,7 +69,7 @@ const struct setting config_settings[] = {
      1ull << 40, NULL},
     {"limits", "text_bytes_max", SETTING_U32, AT(limits.text_bytes_max), true, "65536", 1, 1u << 24,
      NULL},
-    {"limits", "restarts_max", SETTING_U32, AT(limits.restarts_max), true, "5", 0, 32, NULL},
+    {"limits", "restarts_max", SETTING_U32, AT(limits.restarts_max), true, "5", 0, 1024, NULL},
     {"limits", "restarts_period_s", SETTING_U32, AT(limits.restarts_period_s), true, "60", 1, 86400,
      NULL},
     {"security", "curve", SETTING_FLAG, AT(security.curve), false, "off", 0, 0, "off|on"},
