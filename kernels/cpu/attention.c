@@ -10,8 +10,13 @@ struct attention_plan cpu_attention_plan(const struct attention *op)
         .depth = cpu_round_up(op->head_width, 8),
         .columns = cpu_round_up(op->head_width, PANEL_COLUMNS),
         .blocks = cpu_divide_up(op->tokens, ATTENTION_KEYS),
-        .query_blocks = cpu_divide_up(op->tokens, ATTENTION_QUERIES),
     };
+    uint64_t strip_operations = (uint64_t)4 * STRIP_ROWS * op->tokens * plan.columns;
+    uint64_t strips = ATTENTION_ITEM_OPERATIONS / strip_operations;
+    if (strips < 1) strips = 1;
+    if (strips > ATTENTION_QUERIES / STRIP_ROWS) strips = ATTENTION_QUERIES / STRIP_ROWS;
+    plan.item_queries = (uint32_t)strips * STRIP_ROWS;
+    plan.query_blocks = cpu_divide_up(op->tokens, plan.item_queries);
     plan.key_floats = (size_t)ATTENTION_KEYS * plan.depth;
     plan.value_floats = (size_t)ATTENTION_KEYS * plan.columns;
     return plan;

@@ -213,8 +213,8 @@ static void attention_multiply(const struct operation *operation, const struct c
     struct attention_item self = {.op = op, .plan = cpu_attention_plan(op)};
     const struct attention_plan *plan = &self.plan;
     uint32_t head = item / plan->query_blocks;
-    self.query_begin = item % plan->query_blocks * ATTENTION_QUERIES;
-    self.queries = cpu_min(ATTENTION_QUERIES, op->tokens - self.query_begin);
+    self.query_begin = item % plan->query_blocks * plan->item_queries;
+    self.queries = cpu_min(plan->item_queries, op->tokens - self.query_begin);
     self.strips = cpu_divide_up(self.queries, STRIP_ROWS);
     self.keys = attention_keys(operation, run, plan, head);
     self.values = self.keys + plan->blocks * plan->key_floats;
