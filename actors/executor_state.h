@@ -1,0 +1,102 @@
+// executor_state.h - the executor's private state, shared by its three files and nobody else.
+//
+//     executor.c          the actor: creation, device, letters of scaler and registry
+//     executor_models.c   names, files, networks; what is loaded and what goes
+//     executor_workers.c  workers: spawn, memory for their arenas, retirement
+
+#ifndef ACTORS_EXECUTOR_STATE_H
+#define ACTORS_EXECUTOR_STATE_H
+
+#include "actors/executor.h"
+#include "actors/ledger.h"
+
+#define EXECUTOR_MODELS_MAX 64u
+#define EXECUTOR_WORKERS_MAX 16u
+#define EXECUTOR_REPORT_MS 1000u
+#define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
+
+// A model name as the registry defined it, and its networks once a worker needed them.
+struct model_entry {
+    luna_ModelDefinition definition;   // name "" for a free entry
+    struct loaded *loaded[3];          // by group; NULL: not loaded
+    bool loading[3];                   // the loader works on it
+    uint64_t used_ns[3];               // when a worker used it last
+    char hash_vae[65], hash_text[65];  // content ids, once known
+};
+
+struct worker_entry {
+    uint64_t id;              // 0 for a free entry
+    struct actor *actor;      // NULL while its networks load
+    luna_Service service;     // group and model
+    uint64_t reserved_bytes;  // of its arena
+    uint64_t spawned_ns;      // when the scaler asked for it
+    bool retiring;            // told to drain
+};
+
+struct executor {
+    const struct actor_context *context;  // as actor.h gives it
+    struct executor_arguments arguments;  // as the process gave them
+    struct actor_host host;               // for the workers
+    struct device *device;                // the one
+    struct ledger ledger;                 // its memory
+    struct torch_reader torch;            // for the loader
+    struct actor *loader;                 // reads files
+    void *loader_pair;                    // to it
+    void *scaler, *registry;              // DEALER
+    void *workers_router;                 // ROUTER, from the workers
+    struct loop_socket *watches[4];       // scaler, registry, workers, loader
+    struct loop_timer *report;            // DeviceReport each second
+    struct model_entry models[EXECUTOR_MODELS_MAX];
+    struct worker_entry workers[EXECUTOR_WORKERS_MAX];
+    uint32_t workers_started;  // low 16 bits of the next worker's id
+};
+
+enum executor_watch {
+    WATCH_SCALER,
+    WATCH_REGISTRY,
+    WATCH_WORKERS,
+    WATCH_LOADER,
+};
+
+// Now, on the actor's clock.
+uint64_t executor_now(const struct executor *self);
+// Sends a letter to the scaler or the registry; one that does not fit is dropped and logged.
+void executor_tell(struct executor *self, enum executor_watch to, const luna_Letter *letter);
+// Asks the system what is free, for the ledger.
+void executor_read_memory(struct executor *self);
+// Tells scaler and registry how the device stands.
+void executor_report(struct executor *self);
+
+// NULL when the name is not known; "" finds a free entry.
+struct model_entry *executor_find_model(struct executor *self, const char *name);
+// Workers of a model, of one group or (GROUP_NONE) of both.
+uint32_t executor_users(const struct executor *self, const char *model, luna_Group group);
+uint64_t executor_model_bytes(const struct model_entry *model);
+// Tells the registry how a model stands here; error may be NULL.
+void executor_tell_model(struct executor *self, const struct model_entry *model,
+                         const struct error *error);
+// Unloads the least recently used networks that no worker uses; false when there are none.
+bool executor_evict_one(struct executor *self);
+void executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group);
+// What the registry says.
+void executor_define_model(struct executor *self, const luna_ModelDefinition *definition);
+void executor_load_model(struct executor *self, const char *name);
+void executor_unload_model(struct executor *self, const char *name);
+// What the loader answers.
+void executor_on_loader(void *state);
+
+// What the scaler says.
+void executor_spawn(struct executor *self, const luna_Service *service);
+void executor_retire(struct executor *self, uint64_t id);
+void executor_tell_worker_up(struct executor *self, const struct worker_entry *worker);
+void executor_start_worker(struct executor *self, struct worker_entry *worker,
+                           struct model_entry *model);
+// Removes a worker that never came up, and says why.
+void executor_fail_worker(struct executor *self, struct worker_entry *worker,
+                          const struct error *error);
+// Fails workers that wait too long for their model's definition.
+void executor_expire_workers(struct executor *self);
+// What workers ask.
+void executor_on_workers(void *state);
+
+#endif  // ACTORS_EXECUTOR_STATE_H

@@ -1,0 +1,213 @@
+// executor_workers.c - a worker's life on this device, and the memory of its arena.
+
+#include "actors/executor_state.h"
+
+#include <assert.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "actors/event.h"
+#include "runtime/message.h"
+
+static void tell_worker_down(struct executor *self, const struct worker_entry *worker,
+                             const struct error *error, const char *reason)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_worker_down_tag};
+    luna_WorkerDown *down = &letter.letter.worker_down;
+    down->worker = worker->id;
+    down->has_service = true;
+    down->service = worker->service;
+    text_set(down->device, sizeof down->device, self->arguments.device);
+    text_set(down->reason, sizeof down->reason, error != NULL ? error->message : reason);
+    down->failed_to_start = error != NULL;
+    down->code = error != NULL ? (luna_Code)error->status : luna_Code_OK;
+    executor_tell(self, WATCH_SCALER, &letter);
+}
+
+void executor_tell_worker_up(struct executor *self, const struct worker_entry *worker)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_worker_up_tag};
+    letter.letter.worker_up.worker = worker->id;
+    letter.letter.worker_up.has_service = true;
+    letter.letter.worker_up.service = worker->service;
+    text_set(letter.letter.worker_up.device, sizeof letter.letter.worker_up.device,
+             self->arguments.device);
+    executor_tell(self, WATCH_SCALER, &letter);
+}
+
+static void remove_worker(struct executor *self, struct worker_entry *worker)
+{
+    actor_stop(&worker->actor);
+    ledger_reserve(&self->ledger, worker->reserved_bytes, 0);
+    memset(worker, 0, sizeof *worker);
+    executor_read_memory(self);
+}
+
+void executor_fail_worker(struct executor *self, struct worker_entry *worker,
+                          const struct error *error)
+{
+    log_event(self->context->log, LOG_ERROR, "worker.failed", "worker=%lu model=%s why=%s",
+              (unsigned long)worker->id, worker->service.model, error->message);
+    tell_worker_down(self, worker, error, NULL);
+    remove_worker(self, worker);
+}
+
+void executor_start_worker(struct executor *self, struct worker_entry *worker,
+                           struct model_entry *model)
+{
+    const struct worker_arguments arguments = {
+        .executor = &self->arguments,
+        .device = self->device,
+        .device_name = self->arguments.device,
+        .id = worker->id,
+        .model = worker->service.model,
+        .loaded = model->loaded[worker->service.group],
+    };
+    const struct actor_kind *kind =
+        worker->service.group == luna_Group_VAE ? &vae_worker_kind : &clip_worker_kind;
+    struct error error;
+    if (actor_start(&worker->actor, kind, &self->host, &arguments, &error) != STATUS_OK) {
+        executor_fail_worker(self, worker, &error);
+        return;
+    }
+    model->used_ns[worker->service.group] = executor_now(self);
+    executor_tell_worker_up(self, worker);
+    executor_tell_model(self, model, NULL);
+}
+
+void executor_spawn(struct executor *self, const luna_Service *service)
+{
+    struct worker_entry *worker = NULL;
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX && worker == NULL; i++) {
+        if (self->workers[i].id == 0) worker = &self->workers[i];
+    }
+    self->workers_started += 1;
+    struct worker_entry unborn = {.id = self->arguments.epoch << 16 |
+                                        (self->workers_started & 0xffffu)};
+    unborn.service = *service;
+    struct model_entry *model = executor_find_model(self, service->model);
+    struct error error;
+    assert(service->model[0] != '\0');
+    if (worker == NULL) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "device %s has %u workers, no more fit",
+                  self->arguments.device, EXECUTOR_WORKERS_MAX);
+        tell_worker_down(self, &unborn, &error, NULL);
+        return;
+    }
+    *worker = unborn;
+    worker->spawned_ns = executor_now(self);
+    if (model == NULL) return;  // the registry's letter is under way, on another socket
+    if (model->loaded[service->group] != NULL)
+        executor_start_worker(self, worker, model);
+    else
+        executor_ask_loader(self, model, service->group);
+}
+
+// Workers whose model nobody defines.
+void executor_expire_workers(struct executor *self)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        struct worker_entry *worker = &self->workers[i];
+        bool waits = worker->id != 0 && worker->actor == NULL &&
+                     executor_find_model(self, worker->service.model) == NULL;
+        if (!waits ||
+            executor_now(self) - worker->spawned_ns < EXECUTOR_DEFINITION_MS * 1000000ull) {
+            continue;
+        }
+        struct error error;
+        error_set(&error, STATUS_UNAVAILABLE, "device %s has not heard of model \"%s\" yet",
+                  self->arguments.device, worker->service.model);
+        executor_fail_worker(self, worker, &error);
+    }
+}
+
+static struct worker_entry *find_worker(struct executor *self, uint64_t id)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX && id != 0; i++) {
+        if (self->workers[i].id == id) return &self->workers[i];
+    }
+    return NULL;
+}
+
+void executor_retire(struct executor *self, uint64_t id)
+{
+    struct worker_entry *worker = find_worker(self, id);
+    if (worker == NULL || worker->actor == NULL || worker->retiring) return;
+    worker->retiring = true;
+    actor_drain(worker->actor);
+}
+
+static void on_retired(struct executor *self, struct worker_entry *worker)
+{
+    struct model_entry *model = executor_find_model(self, worker->service.model);
+    if (model != NULL) model->used_ns[worker->service.group] = executor_now(self);
+    tell_worker_down(self, worker, NULL, "retired");
+    remove_worker(self, worker);
+    if (model != NULL) executor_tell_model(self, model, NULL);
+    executor_report(self);
+}
+
+static void on_reserve(struct executor *self, struct worker_entry *worker,
+                       struct executor_letter *letter)
+{
+    const struct model_entry *model = executor_find_model(self, worker->service.model);
+    const struct loaded *own = model != NULL ? model->loaded[worker->service.group] : NULL;
+    executor_read_memory(self);
+    bool granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
+    while (!granted && executor_evict_one(self)) {
+        granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
+    }
+    letter->kind = EXECUTOR_RESERVED;
+    letter->granted = granted;
+    letter->capacity = ledger_capacity(&self->ledger, own != NULL ? own->bytes : 0);
+    if (granted)
+        worker->reserved_bytes = letter->bytes;
+    else
+        letter->bytes = worker->reserved_bytes + ledger_free(&self->ledger);
+}
+
+static void on_worker_letter(struct executor *self, struct message *message)
+{
+    struct executor_letter letter;
+    if (message->count != 2 || message_frame(message, 1).size != sizeof letter) return;
+    memcpy(&letter, message_frame(message, 1).data, sizeof letter);
+    struct worker_entry *worker = find_worker(self, letter.worker);
+    if (worker == NULL) return;
+    switch (letter.kind) {
+    case EXECUTOR_RESERVE: {
+        on_reserve(self, worker, &letter);
+        struct message answer;
+        message_init(&answer);
+        enum status status = message_append(&answer, message_frame(message, 0));
+        if (status == STATUS_OK) {
+            status =
+                message_append(&answer, (struct bytes){.data = &letter, .size = sizeof letter});
+        }
+        if (status == STATUS_OK) message_send(&answer, self->workers_router);
+        message_clear(&answer);
+        executor_report(self);
+        return;
+    }
+    case EXECUTOR_RETIRED:
+        on_retired(self, worker);
+        return;
+    case EXECUTOR_BROKEN:
+        log_event(self->context->log, LOG_ERROR, "device.broken", "device=%s worker=%lu",
+                  self->arguments.device, (unsigned long)worker->id);
+        _exit(1);  // nothing can be saved in this process; the supervisor starts another
+    case EXECUTOR_RESERVED:
+        return;
+    }
+}
+
+void executor_on_workers(void *state)
+{
+    struct executor *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        message_init(&message);
+        if (message_receive(&message, self->workers_router) != STATUS_OK) return;
+        on_worker_letter(self, &message);
+        message_clear(&message);
+    }
+}
