@@ -33,6 +33,31 @@ enum status router_post(struct router *self, enum router_socket to, const luna_L
 
 // ---- letters of the core's other actors
 
+static bool knows_model(const struct router *self, const char *name)
+{
+    for (uint32_t i = 0; i < self->models_count; i++) {
+        if (strcmp(self->models[i].model.name, name) == 0) return true;
+    }
+    return false;
+}
+
+// Reads clients once every configured model was told, opened or failed: what they sent meanwhile
+// waits, so that neither a start nor a core that died turns a good request into "not known here".
+static void open_to_clients(struct router *self)
+{
+    if (self->watches[ROUTER_CLIENTS] != NULL) return;
+    bool patient = router_now(self) - self->created_ns < ROUTER_OPEN_MS * UINT64_C(1000000);
+    for (uint32_t i = 0; patient && i < self->config->model_count; i++) {
+        if (!knows_model(self, self->config->model[i].name)) return;
+    }
+    struct error error;
+    if (loop_add_socket(self->context->loop, self->sockets[ROUTER_CLIENTS], false,
+                        router_on_clients, self, &self->watches[ROUTER_CLIENTS],
+                        &error) != STATUS_OK) {
+        log_event(self->context->log, LOG_ERROR, "clients.unread", "why=%s", error.message);
+    }
+}
+
 static void on_model_notice(struct router *self, const luna_ModelNotice *notice)
 {
     uint32_t index = 0;
@@ -49,6 +74,7 @@ static void on_model_notice(struct router *self, const luna_ModelNotice *notice)
     if (index == ROUTER_MODELS_MAX) return;
     self->models[index] = *notice;
     if (index == self->models_count) self->models_count += 1;
+    open_to_clients(self);
 }
 
 static void on_service_notice(struct router *self, const luna_ServiceNotice *notice)
@@ -150,7 +176,7 @@ static void on_monitor(void *state)
 
 // ---- the timer
 
-static void tell_monitor_counts(struct router *self)
+void router_tell_counts(struct router *self)
 {
     if (!self->counts_changed) return;
     self->counts_changed = false;
@@ -167,6 +193,7 @@ static void on_tick(void *state)
 {
     struct router *self = state;
     uint64_t now = router_now(self);
+    open_to_clients(self);
     router_expire(self);
     router_check_workers(self);
     reply_cache_expire(self->replies, now);
@@ -176,7 +203,7 @@ static void on_tick(void *state)
         if (job_queue_depth(self->queue, i) > 0) router_dispatch(self, i);
         router_tell_demand(self, i, false);
     }
-    tell_monitor_counts(self);
+    router_tell_counts(self);
     bool idle = job_table_count(self->jobs) == 0;
     if (self->draining && idle && !self->drained_told) {
         luna_Letter letter = {.which_letter = luna_Letter_drained_tag};
@@ -251,17 +278,18 @@ static enum status watch_all(struct router *self, struct error *error)
         bool control;
         void (*on_readable)(void *state);
     } watches[ROUTER_SOCKETS] = {
-        [ROUTER_CLIENTS] = {false, router_on_clients}, [ROUTER_DATA] = {false, router_on_data},
-        [ROUTER_CONTROL] = {true, router_on_control},  [ROUTER_CORE] = {true, on_core},
-        [ROUTER_SCALER] = {true, on_scaler},           [ROUTER_REGISTRY] = {true, on_registry},
-        [ROUTER_LEASES] = {false, router_on_leases},   [ROUTER_MONITOR] = {false, on_monitor},
+        [ROUTER_DATA] = {false, router_on_data}, [ROUTER_CONTROL] = {true, router_on_control},
+        [ROUTER_CORE] = {true, on_core},         [ROUTER_SCALER] = {true, on_scaler},
+        [ROUTER_REGISTRY] = {true, on_registry}, [ROUTER_LEASES] = {false, router_on_leases},
+        [ROUTER_MONITOR] = {false, on_monitor},
     };
-    for (int i = 0; i < ROUTER_SOCKETS; i++) {
+    for (int i = ROUTER_CLIENTS + 1; i < ROUTER_SOCKETS; i++) {
         enum status status =
             loop_add_socket(self->context->loop, self->sockets[i], watches[i].control,
                             watches[i].on_readable, self, &self->watches[i], error);
         if (status != STATUS_OK) return status;
     }
+    open_to_clients(self);
     return loop_add_timer(self->context->loop, ROUTER_TICK_IDLE_MS, 0, on_tick, self, &self->tick,
                           error);
 }
@@ -297,6 +325,7 @@ static enum status router_create(void **state, const struct actor_context *conte
     self->context = context;
     self->arguments = *(const struct core_arguments *)arguments;
     self->config = self->arguments.config;
+    self->created_ns = router_now(self);
     self->own_uid = (uint32_t)geteuid();
     self->counts_changed = true;
 

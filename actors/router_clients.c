@@ -216,6 +216,7 @@ static void dispatch_request(struct router *self, struct request *request,
         start_drain(self, request, true);
         return;
     case luna_Operation_STATUS:
+        router_tell_counts(self);  // the monitor reads it before the question
         router_ask(self, request, ROUTER_MONITOR);
         return;
     case luna_Operation_LIMITS:

@@ -25,6 +25,8 @@
 #define ROUTER_HELD_MS 5000u
 #define ROUTER_TICK_BUSY_MS 20u
 #define ROUTER_TICK_IDLE_MS 250u
+// How long clients are not read for want of the configured models, which the registry is opening.
+#define ROUTER_OPEN_MS 3000u
 
 // The sockets that the router reads.
 enum router_socket {
@@ -109,6 +111,7 @@ struct router {
     uint64_t waiting_bytes;     // of their frames
     uint32_t alone_waiting;     // jobs that must run alone and wait
     uint64_t quarantined;       // number of the job that runs alone; 0: none
+    uint64_t created_ns;        // of this router
     bool draining;              // nothing new
     bool drained_told;          // the core knows
     uint32_t own_uid;           // of the daemon
@@ -133,6 +136,9 @@ uint64_t router_now(const struct router *self);
 // Posts a letter to another actor of the core; frames (may be NULL) are empty afterwards.
 enum status router_post(struct router *self, enum router_socket to, const luna_Letter *letter,
                         struct message *frames);
+
+// Tells the monitor what changed in the counts.
+void router_tell_counts(struct router *self);
 
 // router_clients.c
 void router_on_clients(void *state);
