@@ -16,6 +16,7 @@
 #include "actors/supervisor.h"
 #include "actors/topology.h"
 #include "actors/torch_child.h"
+#include "messages/codec.h"
 #include "runtime/signals.h"
 
 #define SETS_MAX 64u
@@ -87,6 +88,18 @@ static int read_options(struct serve *self, int argc, char **argv)
     return result;
 }
 
+// A name that no message can carry would be a model that nobody can ask for.
+static enum status check_names(const struct config *config, struct error *error)
+{
+    for (uint32_t i = 0; i < config->model_count; i++) {
+        const char *name = config->model[i].name;
+        if (codec_name_valid(name)) continue;
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "[model %s]: a model's name has letters, digits, and . _ - inside", name);
+    }
+    return STATUS_OK;
+}
+
 static enum status load(void *context, struct config **out, struct error *error)
 {
     const struct serve *self = context;
@@ -94,6 +107,7 @@ static enum status load(void *context, struct config **out, struct error *error)
     struct config_list devices;
     enum status status = config_load(&config, &self->sources, error);
     if (status == STATUS_OK) status = config_check(config, error);
+    if (status == STATUS_OK) status = check_names(config, error);
     if (status == STATUS_OK) status = supervisor_devices(config, &devices, error);
     if (status != STATUS_OK) {
         config_destroy(&config);
