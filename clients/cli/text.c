@@ -5,11 +5,25 @@
 
 #include "clients/cli/cli.h"
 
+#define ROOM_BYTES_MAX (UINT64_C(64) << 20)
+
 static void print_notes(const luna_TextReply *reply)
 {
     for (uint32_t i = 0; i < reply->notes_count; i++)
         fprintf(stderr, "luna: note: %s\n", reply->notes[i]);
     if (reply->not_finite_output) fprintf(stderr, "luna: note: the answer holds NaN or infinity\n");
+}
+
+// Room for the conditioning of a text: n bytes make at most n tokens, and a full chunk of 75 holds
+// at least 68 of them; 2048 is the width of SDXL's two encoders side by side.
+static struct luna_room room_for(const char *name, const char *text, const char *text_2,
+                                 enum dtype dtype)
+{
+    size_t length = strlen(text);
+    if (text_2 != NULL && strlen(text_2) > length) length = strlen(text_2);
+    uint64_t bytes = (uint64_t)(1 + length / 68) * 77 * 2048 * dtype_bytes(dtype);
+    return (struct luna_room){.name = name,
+                              .bytes = bytes < ROOM_BYTES_MAX ? bytes : ROOM_BYTES_MAX};
 }
 
 static uint32_t add_texts(const struct cli_options *options, struct luna_tensor texts[4])
@@ -109,6 +123,13 @@ enum cli_exit command_text(const struct cli_options *options)
     struct luna_request request = {
         .operation = luna_Operation_ENCODE_TEXT, .body = &body, .inputs = texts};
     request.inputs_count = add_texts(options, texts);
+    enum dtype dtype = options->dtype != DTYPE_NONE ? options->dtype : DTYPE_F32;
+    struct luna_room rooms[2] = {room_for("cond", options->words[0], options->prompt_2, dtype)};
+    request.rooms = rooms;
+    request.rooms_count = 1;
+    if (options->negative != NULL) {
+        rooms[request.rooms_count++] = room_for("negative_cond", options->negative, NULL, dtype);
+    }
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
     enum cli_exit result = call_text(options, &request, &client, &answer);

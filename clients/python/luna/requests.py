@@ -9,6 +9,8 @@ from .call import Request
 
 _TILINGS = {"auto": pb.TILING_AUTO, "never": pb.TILING_NEVER, "always": pb.TILING_ALWAYS}
 _LATENT_CHANNELS_MAX = 16
+_TEXT_WIDTH_MAX = 2048  # SDXL's two encoders side by side
+_TEXT_ROOM_BYTES_MAX = 64 << 20
 _STATUS_MODEL_FIELDS = (
     "name",
     "kind",
@@ -165,6 +167,17 @@ def _text_body(clip_skip, loras, lora_multiplier, dtype, weights):
     )
 
 
+def _text_rooms(tensors, width):
+    """Room for conditioning: n bytes make at most n tokens, and a full chunk holds at least 68."""
+    rooms = []
+    for room, prefix in (("cond", "prompt"), ("negative_cond", "negative")):
+        sizes = [tensor.bytes for tensor in tensors if tensor.name.startswith(prefix)]
+        if sizes:
+            chunks = 1 + max(sizes) // 68
+            rooms.append((room, min(chunks * 77 * _TEXT_WIDTH_MAX * width, _TEXT_ROOM_BYTES_MAX)))
+    return rooms
+
+
 def encode_text(texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, weights, torch):
     tensors = [arrays.from_text(name, text) for name, text in texts.items() if text is not None]
     body = _text_body(clip_skip, loras, lora_multiplier, dtype, weights)
@@ -172,7 +185,7 @@ def encode_text(texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, w
         pb.ENCODE_TEXT,
         body,
         tensors,
-        (),
+        _text_rooms(tensors, arrays.element_bytes(body.output or pb.F32)),
         model,
         pb.TextReply,
         lambda reply, found: TextResult(reply, found, _convert(torch), sizes),
