@@ -205,7 +205,7 @@ def test_too_little_memory_tiles_what_may_be_tiled_and_refuses_what_may_not(make
 
 
 def test_no_second_worker_where_memory_is_short(make_daemon):
-    daemon = make_daemon(settings={**QUICK, "service.memory_limit_mb": 640, "scaling.memory_margin_mb": 600})
+    daemon = make_daemon(settings={**QUICK, "service.memory_limit_mb": 610, "scaling.memory_margin_mb": 600})
     events = daemon.events
     load = Load(daemon, 6, side=24)
     try:
