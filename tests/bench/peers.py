@@ -242,7 +242,7 @@ def measure(sides, rounds, inputs, folder):
     for case, verb, h, w in CASES:
         outputs = [folder / f"{side.name}.out" for side in sides]
         commands = [(verb, h, w, inputs[case], out) for out in outputs]
-        first = [side.ask(*command)[0] for side, command in zip(sides, commands)]
+        first = [side.ask(*command) for side, command in zip(sides, commands)]
         runs = [[], []]
         for turn in range(rounds):
             for i in (0, 1) if turn % 2 == 0 else (1, 0):
@@ -258,7 +258,8 @@ def measure(sides, rounds, inputs, folder):
             row.update({
                 f"{name}_ms": statistics.median(ms for ms, _, _ in some),
                 f"{name}_cpu_s": statistics.median(cpu_s for _, cpu_s, _ in some),
-                f"{name}_all_ms": [ms for ms, _, _ in some], f"{name}_first_ms": cold,
+                f"{name}_all_ms": [ms for ms, _, _ in some],
+                f"{name}_first_ms": cold[0], f"{name}_first_cpu_s": cold[1],
                 f"{name}_rss_mib": rss_mib, f"{name}_arena_mib": arena_mib,
             })
         row["ratio"] = row["torch_ms"] / row["ours_ms"]
@@ -281,7 +282,10 @@ def measure_daemon(luna, paths, rounds, inputs, folder):
         f"[service]\nthreads = {len(os.sched_getaffinity(0))}\n[listen]\nrequests = {endpoint}\n"
         f"page =\nevents =\n[models]\ndirectories = {paths[0].parent}\n"
         f"[model sdxl]\nfiles = {', '.join(path.name for path in paths)}\n")
-    daemon = subprocess.Popen([luna, "serve", "-c", config], stdout=subprocess.PIPE, text=True)
+    log = folder / "daemon.log"
+    with open(log, "w") as file:
+        daemon = subprocess.Popen([luna, "serve", "-c", config], stdout=subprocess.PIPE,
+                                  stderr=file, text=True)
     image, cond = folder / "image.safetensors", folder / "cond.safetensors"
     decode = ("decode", folder / "latent.safetensors", "-o", image)
     texts = [("text", f"fox number {turn}", "--negative", f"blur number {turn}", "-o", cond)
@@ -289,7 +293,7 @@ def measure_daemon(luna, paths, rounds, inputs, folder):
     try:
         ready = daemon.stdout.readline()
         if not ready.startswith("luna: ready"):
-            raise SystemExit(f"peers: the daemon said {ready!r} and ended with {daemon.wait()}")
+            raise SystemExit(f"peers: the daemon is not ready:\n{log.read_text()}")
         result = {
             "decode 512x512": time_commands(luna, endpoint, [decode] * (rounds + 1)),
             "text, two rows": time_commands(luna, endpoint, texts),
