@@ -155,6 +155,19 @@ void policy_tell_device_down(struct policy *self, const char *name, uint64_t epo
     for (uint32_t i = 0; i < POLICY_MODELS_MAX; i++) free_model_if_unused(self, i);
 }
 
+void policy_tell_device_silent(struct policy *self, const char *name)
+{
+    assert(self != NULL);
+    assert(name != NULL);
+    uint32_t index = find_device(self, name);
+    if (index == UINT32_MAX) return;
+    self->devices[index].alive = false;
+    for (uint32_t i = 0; i < POLICY_WORKERS_MAX; i++) {
+        struct policy_lane *lane = &self->lanes[i];
+        if (lane->used && lane->worker == 0 && lane->device == index) lane->used = false;
+    }
+}
+
 enum status policy_tell_model(struct policy *self, const struct policy_model *model,
                               struct error *error)
 {

@@ -169,6 +169,10 @@ void policy_tell_worker_down(struct policy *self, const struct policy_worker *wo
 // A device's executor is gone with all its workers; given_up: and nobody will start it again.
 void policy_tell_device_down(struct policy *self, const char *name, uint64_t epoch, bool given_up);
 
+// A spawn could not be sent, since the device's executor is gone and nobody has told yet: nothing
+// is spawned there until it reports again.
+void policy_tell_device_silent(struct policy *self, const char *name);
+
 // Decides what is to be done now; returns how many decisions were written, 0 when all is as it
 // should be. A decision counts as done: the next step knows that the spawn is under way.
 uint32_t policy_step(struct policy *self, uint64_t now_ms, struct policy_decision *out,

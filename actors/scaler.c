@@ -130,12 +130,7 @@ static void spawn(struct scaler *self, const struct policy_decision *decision)
     if (entry != NULL) {
         status = post_to_executor(self, device_entry_connection(entry), &letter);
     }
-    if (status == STATUS_OK) return;
-    struct policy_worker worker = {.group = decision->group};
-    memcpy(worker.model, decision->model, sizeof worker.model);
-    memcpy(worker.device, decision->device, sizeof worker.device);
-    policy_tell_worker_down(self->policy, &worker, STATUS_UNAVAILABLE,
-                            "the device's executor cannot be reached", now_ms(self));
+    if (status != STATUS_OK) policy_tell_device_silent(self->policy, decision->device);
 }
 
 static void retire(struct scaler *self, const struct policy_decision *decision)

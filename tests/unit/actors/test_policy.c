@@ -727,6 +727,17 @@ static void the_last_words_of_a_dead_executor_bring_nobody_back(void **state)
     expect_nothing(self, 1000);
 }
 
+static void a_device_that_cannot_be_reached_gets_spawns_when_it_reports_again(void **state)
+{
+    struct fixture *self = *state;
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    policy_tell_device_silent(self->policy, "cpu");
+    expect_nothing(self, 1000);
+    tell_device(self, "cpu", EPOCH, 8192 * MB);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+}
+
 static void late_news_of_an_old_death_kills_no_successor(void **state)
 {
     struct fixture *self = *state;
@@ -878,6 +889,7 @@ int main(void)
         TEST(no_workers_allowed_is_an_answer),
         TEST(a_dead_device_takes_its_workers_and_spawns_with_it),
         TEST(the_last_words_of_a_dead_executor_bring_nobody_back),
+        TEST(a_device_that_cannot_be_reached_gets_spawns_when_it_reports_again),
         TEST(late_news_of_an_old_death_kills_no_successor),
         TEST(a_new_epoch_forgets_the_old_workers_but_not_its_own),
         TEST(a_device_given_up_fails_its_services),
