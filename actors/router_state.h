@@ -60,6 +60,7 @@ struct service {
     uint64_t execute_ns_mean;  // of recent jobs, exponentially weighted
     uint64_t
         needs_bytes;  // largest arena that a job was refused for; 0 when none is waiting for it
+    uint64_t arena_bytes;    // of the lane that answered last
     uint64_t held_until_ns;  // jobs that came back for want of memory wait until then
     uint32_t depth_sent;     // what the scaler was told last
     uint32_t running_sent;   // see depth_sent

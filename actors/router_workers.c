@@ -33,6 +33,14 @@ uint32_t router_service(struct router *self, luna_Group group, const char *model
     return free_index;
 }
 
+// What a waiting job needs: as much as one was refused for. While others run, so that one more lane
+// is in question, at least the arena that the last of them had.
+static uint64_t needs_of(const struct service *service)
+{
+    uint64_t arena_bytes = service->running > 0 ? service->arena_bytes : 0;
+    return service->needs_bytes > arena_bytes ? service->needs_bytes : arena_bytes;
+}
+
 void router_tell_demand(struct router *self, uint32_t index, bool always)
 {
     assert(index < JOB_SERVICES_MAX);
@@ -54,7 +62,7 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
     uint64_t oldest = job_queue_oldest_ns(self->queue, index);
     demand->age_ms = oldest == 0 ? 0 : (uint32_t)((now - oldest) / 1000000u);
     demand->running = service->running;
-    demand->needs_bytes = depth > 0 ? service->needs_bytes : 0;
+    demand->needs_bytes = depth > 0 ? needs_of(service) : 0;
     demand->requests_total = service->requests_total;
     if (router_post(self, ROUTER_SCALER, &letter, NULL) != STATUS_OK) return;
     service->depth_sent = depth;
@@ -504,6 +512,7 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
         }
         learn_times(&self->services[service], result->execute_ms);
         self->services[service].needs_bytes = 0;
+        self->services[service].arena_bytes = result->arena_bytes;
         self->transport.frame_bytes += result->frame_bytes;
         self->transport.shared_bytes += result->shared_bytes;
         luna_Header header;

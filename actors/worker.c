@@ -107,6 +107,7 @@ static void send_result(struct worker *self, const struct worker_job *job, uint6
     result->execute_ms = worker_execute_ms(self, job);
     result->frame_bytes = job->frame_bytes;
     result->shared_bytes = job->shared_bytes;
+    result->arena_bytes = self->reserved_bytes;
     if (post(self, WATCH_DATA, &letter, frames) != STATUS_OK) {
         log_event(self->context->log, LOG_ERROR, "result.dropped", "job=%lu",
                   (unsigned long)job->number);
