@@ -23,6 +23,7 @@ struct service {
 
 struct job_queue {
     struct service *services[JOB_SERVICES_MAX];  // made at first use
+    uint32_t waiting[JOB_FLOWS_MAX];             // of each flow, over all services
 };
 
 enum status job_queue_create(struct job_queue **out, struct error *error)
@@ -105,6 +106,7 @@ void job_queue_push(struct job_queue *self, struct job_entry *entry, uint64_t no
     service->users_waiting[entry->user] += 1;
     service->flows_waiting[entry->flow] += 1;
     service->depth += 1;
+    self->waiting[entry->flow] += 1;
     entry->queued = true;
 }
 
@@ -126,6 +128,7 @@ void job_queue_remove(struct job_queue *self, struct job_entry *entry)
     service->users_waiting[entry->user] -= 1;
     service->flows_waiting[entry->flow] -= 1;
     service->depth -= 1;
+    self->waiting[entry->flow] -= 1;
     entry->next = NULL;
     entry->previous = NULL;
     entry->queued = false;
@@ -182,6 +185,13 @@ uint32_t job_queue_depth(const struct job_queue *self, uint32_t service)
     assert(self != NULL);
     assert(service < JOB_SERVICES_MAX);
     return self->services[service]->depth;
+}
+
+uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow)
+{
+    assert(self != NULL);
+    assert(flow < JOB_FLOWS_MAX);
+    return self->waiting[flow];
 }
 
 uint64_t job_queue_oldest_ns(const struct job_queue *self, uint32_t service)

@@ -67,4 +67,7 @@ void job_queue_take(struct job_queue *self, struct job_entry *entry);
 uint32_t job_queue_depth(const struct job_queue *self, uint32_t service);
 uint64_t job_queue_oldest_ns(const struct job_queue *self, uint32_t service);
 
+// How many of a flow wait, for whatever service.
+uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow);
+
 #endif  // ACTORS_JOB_QUEUE_H

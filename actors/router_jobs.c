@@ -205,13 +205,29 @@ static uint32_t flow_of(const struct router *self, uint32_t user, const struct r
     return JOB_USERS_MAX + hash % (JOB_FLOWS_MAX - JOB_USERS_MAX);
 }
 
-static enum status check_room(struct router *self, uint32_t service, uint64_t bytes,
+// A flow may have seven waiting requests for every place that is still free (a dynamic threshold:
+// Choudhury and Hahne 1998), so that whoever floods the queue leaves places to those who do not.
+static enum status check_share(struct router *self, uint32_t flow, struct error *error)
+{
+    uint32_t places = self->config->limits.queue_requests_max;
+    uint32_t own = job_queue_flow_depth(self->queue, flow);
+    if (self->waiting >= places || own / 7 < places - self->waiting) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                     "%u of your requests are waiting; the last %u of %u places are for others",
+                     own, places - self->waiting, places);
+}
+
+static enum status check_room(struct router *self, uint32_t service, uint32_t flow, uint64_t bytes,
                               struct error *error)
 {
     const struct service *entry = &self->services[service];
     uint64_t each_ms = entry->execute_ns_mean / 1000000u;
     uint64_t wait_ms = each_ms * job_queue_depth(self->queue, service) / 2;
     uint32_t retry_ms = wait_ms < 20 ? 20 : wait_ms > 5000 ? 5000 : (uint32_t)wait_ms;
+    if (check_share(self, flow, error) != STATUS_OK) {
+        error->retry_after_ms = retry_ms;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
     if (self->waiting >= self->config->limits.queue_requests_max) {
         error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u requests are waiting, the limit is %u",
                   self->waiting, self->config->limits.queue_requests_max);
@@ -380,8 +396,9 @@ void router_submit(struct router *self, struct request *request)
         error.retry_after_ms = 1000;
     }
     if (error.status == STATUS_OK) resolve_service(self, &request->header, &service, &error);
+    uint32_t flow = flow_of(self, request->user, &request->route);
     if (error.status == STATUS_OK)
-        check_room(self, service, message_bytes(request->message), &error);
+        check_room(self, service, flow, message_bytes(request->message), &error);
     struct job *job = error.status == STATUS_OK ? add_job(self, request, digest) : NULL;
     if (job == NULL) {
         if (error.status == STATUS_OK)
@@ -392,7 +409,7 @@ void router_submit(struct router *self, struct request *request)
     }
     job->entry.service = service;
     job->entry.user = job->user;
-    job->entry.flow = flow_of(self, job->user, &job->route);
+    job->entry.flow = flow;
     job->entry.priority = request->header.priority;
     plan_cost(&request->header, &job->entry);
     self->services[service].requests_total += 1;
