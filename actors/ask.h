@@ -23,7 +23,9 @@ enum status ask_read(const luna_Ask *letter, const struct message *frames, struc
                      union codec_request *request, struct error *error);
 
 // Answers with a body of a type (luna_..._fields), or, when error is not NULL, with that error and
-// no body. Errors:    those of message_send. Thread:    the socket's.
+// no body.
+// Errors:    those of message_send.
+// Thread:    the socket's.
 enum status ask_answer(void *socket, const struct ask *ask, const pb_msgdesc_t *type,
                        const void *body, const struct error *error);
 

@@ -44,8 +44,9 @@ struct job_entry {
 
 struct job_queue;
 
-// Ownership: the caller owns *out, and every entry always. Errors: RESOURCE_EXHAUSTED. Thread: one,
-// as all here.
+// Ownership: the caller owns *out, and every entry always.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    one, as all here.
 enum status job_queue_create(struct job_queue **out, struct error *error);
 
 // Destroys the queue; entries still in it are forgotten. NULL is allowed.

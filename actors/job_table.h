@@ -59,7 +59,9 @@ struct job_table;
 
 // Makes a table for jobs_max jobs, whose numbers grow from first_number on. Numbers must not come
 // twice even across restarts of the core: a worker that outlived one may still answer an old job.
-// Ownership: the caller owns *out. Errors: RESOURCE_EXHAUSTED. Thread: one, as all here.
+// Ownership: the caller owns *out.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    one, as all here.
 enum status job_table_create(struct job_table **out, uint32_t jobs_max, uint64_t first_number,
                              struct error *error);
 

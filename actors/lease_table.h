@@ -60,9 +60,9 @@ enum status lease_table_release(struct lease_table *self, uint64_t session, uint
 uint32_t lease_table_end_session(struct lease_table *self, uint64_t session);
 
 // Holds the slot of a range for a job (above 0) until lease_table_unpin. *pool_offset gets the
-// place of the range's first byte in the pool. Errors:    NOT_FOUND for a slot that is free or of
-// another generation; INVALID_ARGUMENT for a range
-//            that leaves the slot; RESOURCE_EXHAUSTED when there are too many pins.
+// place of the range's first byte in the pool.
+// Errors:    NOT_FOUND for a slot that is free or of another generation; INVALID_ARGUMENT for a
+//            range that leaves the slot; RESOURCE_EXHAUSTED when there are too many pins.
 enum status lease_table_pin(struct lease_table *self, uint64_t job, const struct lease_range *range,
                             uint64_t *pool_offset, struct error *error);
 

@@ -26,7 +26,8 @@ uint64_t ledger_free(const struct ledger *self);
 uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights);
 
 // Books a change from before to after bytes; reserve only promises what ledger_free covers and says
-// so. Thread:    the owner's.
+// so.
+// Thread:    the owner's.
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
 

@@ -22,9 +22,10 @@ struct model_file {
 
 // Finds a file, or with want_folder a folder, that is named relative to one of the folders, or
 // absolutely below one. Links are followed as long as they stay below. Nothing that the name holds
-// leads outside. Errors:    NOT_FOUND, in the same words whether it does not exist or may not be
-// named; INVALID_ARGUMENT for a path
-//            that is too long, and for what is not a plain file (folder).
+// leads outside.
+// Errors:    NOT_FOUND, in the same words whether it does not exist or may not be named;
+//            INVALID_ARGUMENT for a path that is too long, and for what is not a plain file
+//            (folder).
 // Thread:    any; it waits for the disk.
 enum status model_path_find(const char *const *folders, uint32_t folders_count, const char *name,
                             bool want_folder, struct model_file *out, struct error *error);

@@ -151,7 +151,8 @@ const struct policy_settings *policy_settings(const struct policy *self);
 void policy_change(struct policy *self, const struct policy_settings *settings);
 
 // Each tells what happened; names that are unknown are taken in (devices) or left aside (services
-// of models that nobody told). Errors:    RESOURCE_EXHAUSTED when a table is full.
+// of models that nobody told).
+// Errors:    RESOURCE_EXHAUSTED when a table is full.
 enum status policy_tell_device(struct policy *self, const struct policy_device *device,
                                struct error *error);
 enum status policy_tell_model(struct policy *self, const struct policy_model *model,

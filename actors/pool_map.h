@@ -22,8 +22,10 @@ enum status pool_map_create(struct pool_map **out, const char *private_directory
 void pool_map_destroy(struct pool_map **self_p);
 
 // The address of bytes at offset in a pool, which is fetched (a round trip of less than a
-// millisecond) and mapped at first use. Ownership: borrowed until the map is destroyed. Errors:
-// UNAVAILABLE when the lease manager does not answer, INTERNAL when the pool is not what was said.
+// millisecond) and mapped at first use.
+// Ownership: borrowed until the map is destroyed.
+// Errors:    UNAVAILABLE when the lease manager does not answer, INTERNAL when the pool is not what
+//            was said.
 enum status pool_map_find(struct pool_map *self, uint32_t pool, uint64_t offset, uint64_t bytes,
                           void **out, struct error *error);
 

@@ -7,7 +7,9 @@
 #include "runtime/message.h"
 
 // Sends a letter, and behind it the frames of *frames (may be NULL), which is empty afterwards,
-// sent or not. Errors:    those of message_send. Thread:    the socket's.
+// sent or not.
+// Errors:    those of message_send.
+// Thread:    the socket's.
 enum status post_letter(void *socket, const luna_Letter *letter, struct message *frames);
 
 // The same to one peer of a ROUTER socket.
@@ -15,7 +17,8 @@ enum status post_letter_to(void *socket, struct bytes connection, const luna_Let
                            struct message *frames);
 
 // Reads the first frame as a letter and takes it away. False, with the message as it was, when it
-// is none. Thread:    any.
+// is none.
+// Thread:    any.
 bool post_read(struct message *message, luna_Letter *out);
 
 #endif  // ACTORS_POST_H

@@ -11,7 +11,9 @@
 
 struct reply_cache;
 
-// Ownership: the caller owns *out. Errors: RESOURCE_EXHAUSTED. Thread: one, as all here.
+// Ownership: the caller owns *out.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    one, as all here.
 enum status reply_cache_create(struct reply_cache **out, uint32_t entries_max, uint64_t bytes_max,
                                uint64_t age_max_ns, struct error *error);
 void reply_cache_destroy(struct reply_cache **self_p);

@@ -11,8 +11,9 @@
 int serve_main(int argc, char **argv);
 
 // Runs one child of the daemon (core, executor, torch file reader) when argv say that this process
-// is one. Returns:   the exit status, or -1 when it is none. Thread:    as above; called first
-// thing in main().
+// is one.
+// Returns:   the exit status, or -1 when it is none.
+// Thread:    as above; called first thing in main().
 int serve_child_main(int argc, char **argv);
 
 #endif  // ACTORS_SERVE_H

@@ -19,16 +19,17 @@ struct supervisor_options {
     int signals;                       // descriptor of SIGTERM, SIGINT, SIGHUP (runtime/signals.h)
     const char *notify_socket;         // of systemd; NULL: none
 
-    // Reads the configuration again. Ownership: the caller owns *out.
+    // Reads the configuration again.
+    // Ownership: the caller owns *out.
     enum status (*reload)(void *context, struct config **out, struct error *error);
     void *context;  // of reload
 };
 
 // Runs the daemon until it has ended.
 // Ownership: *config_p may be replaced by one that reload gave; the caller destroys what is there
-// at the end. Returns:   0 after a drain that a signal or a client asked for; 1 when it could not
-// start, when the core was given up,
-//            and after a second signal.
+// at the end.
+// Returns:   0 after a drain that a signal or a client asked for; 1 when it could not start, when
+//            the core was given up, and after a second signal.
 // Thread:    the main thread of a process that has no other.
 int supervisor_run(struct config **config_p, const struct supervisor_options *options);
 

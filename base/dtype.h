@@ -32,7 +32,8 @@ enum dtype {
 uint32_t dtype_bytes(enum dtype dtype);
 
 // The name as safetensors writes it, "F32", "BF16", "F8_E4M3"; "?" for numbers that are none of
-// ours. Thread:    any.
+// ours.
+// Thread:    any.
 const char *dtype_name(enum dtype dtype);
 
 // The type that safetensors calls name (length bytes, no NUL needed); DTYPE_NONE when unknown.

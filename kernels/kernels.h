@@ -108,7 +108,8 @@ enum status weight_create(struct weight **out, struct device *device,
 void weight_destroy(struct weight **weight_p);
 
 // Bytes of memory that the device holds for this weight beside the parts themselves, for the
-// ledger. Thread:    any.
+// ledger.
+// Thread:    any.
 uint64_t weight_bytes(const struct weight *weight);
 
 // ---------------------------------------------------------------------------------------------
@@ -437,7 +438,8 @@ int lane_descriptor(const struct lane *lane);
 enum status lane_collect(struct lane *lane, struct error *error);
 
 // Asks the running program to stop; it ends within 100 ms as CANCELLED. Nothing happens to an idle
-// lane. Thread:    any.
+// lane.
+// Thread:    any.
 void lane_cancel(struct lane *lane);
 
 // A number that grows at least every 100 ms while a program makes progress.

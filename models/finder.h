@@ -42,7 +42,8 @@ struct wanted {
 };
 
 // Begins a walk with room for count_max tensors.
-// Ownership: ended by finder_end. Errors:    RESOURCE_EXHAUSTED.
+// Ownership: ended by finder_end.
+// Errors:    RESOURCE_EXHAUSTED.
 enum status finder_begin(struct finder *self, uint32_t count_max);
 void finder_end(struct finder *self);
 

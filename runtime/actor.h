@@ -67,7 +67,8 @@ enum status actor_start(struct actor **out, const struct actor_kind *kind,
 void actor_drain(struct actor *self);
 
 // Becomes readable when the actor has drained, or has ended by itself, and stays so. Poll it,
-// nothing else. Thread:    the starter's.
+// nothing else.
+// Thread:    the starter's.
 int actor_descriptor(const struct actor *self);
 
 // True once the actor has called actor_drained, or has ended: nothing runs in it any more.
@@ -75,7 +76,8 @@ int actor_descriptor(const struct actor *self);
 bool actor_is_drained(struct actor *self);
 
 // True once the actor's loop has ended by itself and its state is destroyed. actor_stop is still
-// due. Thread:    the starter's.
+// due.
+// Thread:    the starter's.
 bool actor_has_ended(struct actor *self);
 
 // Ends the actor and waits for its thread. NULL is allowed.

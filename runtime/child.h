@@ -42,13 +42,16 @@ struct child_exit {
 enum status child_spawn(struct child **out, const struct child_options *options,
                         struct error *error);
 
-// Becomes readable when the child has ended. Poll it, nothing else. Thread: the owner's.
+// Becomes readable when the child has ended. Poll it, nothing else.
+// Thread:    the owner's.
 int child_descriptor(const struct child *self);
 
-// The parent's end of the channel. Thread: the owner's.
+// The parent's end of the channel.
+// Thread:    the owner's.
 int child_channel(const struct child *self);
 
-// Its process id. Thread: the owner's.
+// Its process id.
+// Thread:    the owner's.
 pid_t child_pid(const struct child *self);
 
 // True, with *out, when the child has ended; never waits. The first time, it is reaped.
@@ -83,14 +86,17 @@ struct restart {
 };
 
 // At most restarts_max (up to RESTARTS_MAX) restarts in any period_ms.
-// Ownership: clock is borrowed for the value's life. Thread: one at a time.
+// Ownership: clock is borrowed for the value's life.
+// Thread:    one at a time.
 struct restart restart_policy(const struct clock *clock, uint32_t restarts_max, uint64_t period_ms);
 
 // Called when the child has died: true, with the time to wait, when it may be started again; false
-// from then on when it died too often. Thread: one at a time.
+// from then on when it died too often.
+// Thread:    one at a time.
 bool restart_next(struct restart *self, uint32_t *delay_ms);
 
-// Forgets everything, because somebody repaired something. Thread: one at a time.
+// Forgets everything, because somebody repaired something.
+// Thread:    one at a time.
 void restart_reset(struct restart *self);
 
 #endif  // RUNTIME_CHILD_H

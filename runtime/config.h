@@ -147,7 +147,8 @@ struct config_sources {
 enum status config_load(struct config **out, const struct config_sources *sources,
                         struct error *error);
 
-// NULL is allowed. Thread: any.
+// NULL is allowed.
+// Thread:    any.
 void config_destroy(struct config **self_p);
 
 // What would keep a daemon from starting with these values.

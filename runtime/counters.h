@@ -28,8 +28,9 @@ struct counters {
 };
 
 // Finds the number with that name and those labels, a new one at 0 when there is none yet; NULL
-// when there is no room, so that strangers' labels cannot grow it without end. Ownership: name is
-// kept, labels are copied; the result is the registry's. Thread:    the owner's.
+// when there is no room, so that strangers' labels cannot grow it without end.
+// Ownership: name is kept, labels are copied; the result is the registry's.
+// Thread:    the owner's.
 struct counter *counters_find(struct counters *self, const char *name, const char *labels,
                               bool is_gauge);
 

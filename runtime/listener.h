@@ -22,9 +22,10 @@ struct listener {
 enum status runtime_directory_create(const char *path, struct error *error);
 
 // Makes RUNTIME/private-PID, mode 0700, for the sockets between this daemon's processes, and
-// removes those that dead daemons left there. Ownership: the caller ends it with
-// private_directory_remove. Errors:    as runtime_directory_create; INVALID_ARGUMENT when the path
-// is too long for sockets. Thread:    any.
+// removes those that dead daemons left there.
+// Ownership: the caller ends it with private_directory_remove.
+// Errors:    as runtime_directory_create; INVALID_ARGUMENT when the path is too long for sockets.
+// Thread:    any.
 enum status private_directory_create(char *out, size_t out_bytes, const char *runtime_directory,
                                      struct error *error);
 
@@ -34,8 +35,9 @@ void private_directory_remove(const char *path);
 
 // Binds and listens. tcp://HOST:PORT takes addresses, names, and * for all of IPv4; ipc://PATH
 // makes a socket that only this user can connect to, removes one that a dead daemon left, and never
-// takes one from a living daemon. Ownership: the caller ends *out with listener_close. Errors:
-// FAILED_PRECONDITION when the address is in use, by whom as far as known, or cannot be
+// takes one from a living daemon.
+// Ownership: the caller ends *out with listener_close.
+// Errors:    FAILED_PRECONDITION when the address is in use, by whom as far as known, or cannot be
 //            had; INVALID_ARGUMENT when it is none.
 // Thread:    any.
 enum status listener_open(struct listener *out, const char *endpoint, struct error *error);

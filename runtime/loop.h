@@ -71,7 +71,8 @@ void loop_descriptor_remove(struct loop_descriptor **self_p);
 // Calls on_time after delay_ms, and every period_ms after that when period_ms is above 0: at the
 // same distance whatever the callbacks take; periods that were missed altogether are left out. A
 // timer may be removed or restarted from its own callback. The time is the machine's, whatever
-// clock the loop was given: that one is for those who ask loop_clock(). Errors: RESOURCE_EXHAUSTED.
+// clock the loop was given: that one is for those who ask loop_clock().
+// Errors:    RESOURCE_EXHAUSTED.
 enum status loop_add_timer(struct loop *self, uint32_t delay_ms, uint32_t period_ms,
                            void (*on_time)(void *arg), void *arg, struct loop_timer **out,
                            struct error *error);

@@ -24,10 +24,12 @@ struct message {
     zmq_msg_t frames[MESSAGE_FRAMES_MAX];  // the first count are initialised
 };
 
-// Makes an empty message. Thread: any.
+// Makes an empty message.
+// Thread:    any.
 void message_init(struct message *self);
 
-// Releases all frames; the message is empty afterwards. Thread: any.
+// Releases all frames; the message is empty afterwards.
+// Thread:    any.
 void message_clear(struct message *self);
 
 // Appends a frame that holds a copy of the bytes.
@@ -35,8 +37,8 @@ void message_clear(struct message *self);
 enum status message_append(struct message *self, struct bytes bytes);
 
 // Appends a frame that takes over malloc'ed memory; release is called (any thread) when nobody
-// needs it. Ownership: the memory belongs to the frame on success, and stays the caller's
-// otherwise.
+// needs it.
+// Ownership: the memory belongs to the frame on success, and stays the caller's otherwise.
 enum status message_append_owned(struct message *self, void *data, uint64_t size,
                                  void (*release)(void *data, void *hint), void *hint);
 
@@ -71,7 +73,8 @@ enum status message_send(struct message *self, void *socket);
 // Thread:    the socket's.
 enum status message_receive(struct message *self, void *socket);
 
-// Sum of the frames' bytes. Thread: any.
+// Sum of the frames' bytes.
+// Thread:    any.
 uint64_t message_bytes(const struct message *self);
 
 #endif  // RUNTIME_MESSAGE_H

@@ -10,7 +10,8 @@
 
 // Sends state, such as "READY=1", "STOPPING=1" or "WATCHDOG=1\nSTATUS=2 workers". socket_name is
 // the value of NOTIFY_SOCKET; NULL: nobody wants to know. False when it did not get there, which is
-// no reason to stop. Thread:    any.
+// no reason to stop.
+// Thread:    any.
 bool notify_send(const char *socket_name, const char *state);
 
 // Sends "RELOADING=1" with the time that systemd wants to see; "READY=1" ends it.

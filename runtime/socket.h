@@ -24,7 +24,8 @@
 enum status socket_context_create(void **out, uint32_t sockets_max, struct error *error);
 
 // Terminates the context; returns when all its sockets are closed and have lingered. NULL is
-// allowed. Thread:    any.
+// allowed.
+// Thread:    any.
 void socket_context_destroy(void **zmq_p);
 
 // Opens one end of an edge with all its options, not yet bound or connected.

@@ -128,7 +128,9 @@ void luna_answer_destroy(struct luna_answer **self_p);
 // Ownership: borrowed from the answer.
 const struct luna_tensor *luna_answer_tensor(const struct luna_answer *self, const char *name);
 
-// A text as an input. Ownership: name and text are borrowed. Thread: any.
+// A text as an input.
+// Ownership: name and text are borrowed.
+// Thread:    any.
 struct luna_tensor luna_text(const char *name, const char *text);
 
 #endif  // CLIENTS_C_LUNA_H

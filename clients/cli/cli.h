@@ -62,12 +62,14 @@ enum cli_exit cli_error(const struct error *error);
 enum cli_exit cli_usage(const struct cli_options *options, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-// Connects as the options say. Errors: those of luna_client_create.
+// Connects as the options say.
+// Errors:    those of luna_client_create.
 enum status cli_connect(const struct cli_options *options, struct luna_client **out,
                         struct error *error);
 
 // Calls with the options' timeout, model and priority, a progress bar and Ctrl-C as cancel.
-// Ownership: the caller owns *out. Errors: those of luna_client_call.
+// Ownership: the caller owns *out.
+// Errors:    those of luna_client_call.
 enum status cli_call(const struct cli_options *options, struct luna_client *client,
                      struct luna_request *request, struct luna_answer **out, struct error *error);
 

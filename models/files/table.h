@@ -41,7 +41,8 @@ enum status table_create(struct tensor_table **out, uint32_t count_max, uint64_t
 // Errors:    INVALID_ARGUMENT for a name that is too long, no UTF-8, or has control characters.
 enum status table_add(struct tensor_table *self, const struct tensor *tensor, struct error *error);
 
-// Sorts by name. Errors:    INVALID_ARGUMENT for a name that comes twice.
+// Sorts by name.
+// Errors:    INVALID_ARGUMENT for a name that comes twice.
 enum status table_finish(struct tensor_table *self, struct error *error);
 
 // Checks that dims and dtype make exactly bytes; what names the tensor in the message.

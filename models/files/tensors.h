@@ -72,7 +72,8 @@ struct tensor_table *tensor_table_share(struct tensor_table *self);
 void tensor_table_release(struct tensor_table **self_p);
 
 // How many tensors, the i-th in ascending byte order of names, and by name (NULL when there is
-// none). Thread:    any.
+// none).
+// Thread:    any.
 uint32_t tensor_table_count(const struct tensor_table *self);
 const struct tensor *tensor_table_at(const struct tensor_table *self, uint32_t index);
 const struct tensor *tensor_table_find(const struct tensor_table *self, const char *name);

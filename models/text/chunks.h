@@ -31,7 +31,9 @@ enum status chunks_begin(struct chunks *self, uint32_t length, int32_t pad);
 // Thread:    the owner's.
 enum status chunks_add(struct chunks *self, const struct text_token *group, uint32_t count);
 
-// Closes the last chunk. Errors:    RESOURCE_EXHAUSTED. Thread:    the owner's.
+// Closes the last chunk.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    the owner's.
 enum status chunks_end(struct chunks *self);
 
 // Appends a chunk without content. The last one is closed. Errors as chunks_add.

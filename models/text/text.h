@@ -30,8 +30,10 @@ struct text_token {
 struct text_embeddings;
 
 // Scans a folder (and its subfolders) of embeddings; nothing outside is followed. The listing is
-// sorted, so that the same folder always resolves a name to the same file. Ownership: the caller
-// owns *out. Errors: NOT_FOUND, RESOURCE_EXHAUSTED. Thread: any.
+// sorted, so that the same folder always resolves a name to the same file.
+// Ownership: the caller owns *out.
+// Errors:    NOT_FOUND, RESOURCE_EXHAUSTED.
+// Thread:    any.
 enum status text_embeddings_open(struct text_embeddings **out, const char *folder,
                                  const struct torch_reader *reader, struct error *error);
 void text_embeddings_close(struct text_embeddings **self_p);
@@ -40,9 +42,10 @@ void text_embeddings_close(struct text_embeddings **self_p);
 struct text_model;
 
 // Puts the weights on a device. tensors[] and config are those of the description; entries of parts
-// that text does not use are ignored; embeddings may be NULL and stay the caller's. Ownership: the
-// caller owns *out; tables stay shared until text_model_destroy. Errors:    INVALID_ARGUMENT,
-// RESOURCE_EXHAUSTED. Thread:    any.
+// that text does not use are ignored; embeddings may be NULL and stay the caller's.
+// Ownership: the caller owns *out; tables stay shared until text_model_destroy.
+// Errors:    INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+// Thread:    any.
 enum status text_model_create(struct text_model **out, struct device *device,
                               struct tensor_table *const tensors[MODEL_PART_COUNT],
                               const struct model_description *description,
