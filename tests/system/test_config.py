@@ -149,9 +149,9 @@ def test_sighup_takes_a_new_configuration_into_force(daemon):
     daemon.config_path.write_text(text + "[model second]\nfiles = vae.safetensors\n[limits]\ntext_bytes_max = 1000\n")
     daemon.process.send_signal(signal.SIGHUP)
 
+    # A client of the package: it asks again when a core ends with its question unread.
     def limit():
-        answer, rest = daemon.raw().ask(request(pb.PING))
-        return pb.PingReply.FromString(rest[0]).text_bytes_max
+        return client.ping()["text_bytes_max"]
 
     wait_until(lambda: limit() == 1000, 10, "the new limit")
     wait_until(lambda: len(daemon.status().models) == 2, 10, "the new model")

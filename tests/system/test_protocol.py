@@ -347,14 +347,13 @@ def test_cancel_of_a_running_and_of_a_waiting_request(shared, client):
         client.send(header, pb.Cancel(id=target))
     codes = {}
     for _ in range(2 * len(ids)):
-        answer, _ = client.receive(5)
+        answer, _ = client.receive()
         codes[answer.id] = pb.Code.Name(answer.code)
     assert {codes[target] for target in ids} == {"CANCELLED"}
     assert {codes[header.id] for header in cancels} == {"OK"}
-    begun = time.monotonic()
     header, payload = latent_request(random_latent(9))
-    assert client.ask(header, b"", payload)[0].code == pb.OK
-    assert time.monotonic() - begun < 1.5 * PATIENCE
+    answer, rest = client.ask(header, b"", payload)
+    assert answer.code == pb.OK and pb.ImageReply.FromString(rest[0]).queue_ms <= 1000 * PATIENCE, rest
 
 
 def test_cancel_of_what_is_not_there_is_not_found(client):
@@ -384,14 +383,10 @@ def test_cancel_of_a_2048_decode_frees_the_lane_within_half_a_second(daemon):
     client.send(large, pb.DecodeLatent(tiling=pb.TILING_NEVER), payload)
     assert client.is_silent(1000)  # the one second of work
     client.send(request(pb.CANCEL), pb.Cancel(id=large.id))
-    begun = time.monotonic()
     header, payload = latent_request(random_latent(2))
-    while True:
-        answer, rest = client.ask(header, b"", payload)
-        assert answer.code == pb.OK, answer
-        break
-    reply = pb.ImageReply.FromString(rest[0])
-    assert reply.queue_ms <= 500, (reply, time.monotonic() - begun)
+    answer, rest = client.ask(header, b"", payload)
+    assert answer.code == pb.OK, answer
+    assert pb.ImageReply.FromString(rest[0]).queue_ms <= 500, rest[0]
 
 
 # ---- text
