@@ -608,7 +608,7 @@ enum status operation_check(const struct program *program, const struct operatio
     case OPERATION_MARK:
         break;
     case OPERATION_COUNT:
-        assert(!"not an operation");
+        assert(op->kind != OPERATION_COUNT);  // it is the number of kinds, none of them
         break;
     }
     return check.status;

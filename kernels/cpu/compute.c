@@ -2,11 +2,21 @@
 
 #include "kernels/cpu/compute.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+// F16C, which not every compiler's __builtin_cpu_supports knows by name.
+static bool has_f16c(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 const struct cpu_compute *cpu_compute_best(void)
 {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         return &cpu_compute_avx2;
     }
 #endif
