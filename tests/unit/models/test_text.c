@@ -511,7 +511,7 @@ static void embeddings_are_found_in_subfolders_and_nowhere_else(void **state)
     const struct encoders *encoders = *state;
     struct encoders here = *encoders;
     struct error error;
-    char root[] = "" P_tmpdir "/luna_test_text_XXXXXX";
+    char root[] = P_tmpdir "/luna_test_text_XXXXXX";
     char path[512];
     assert_non_null(mkdtemp(root));
     const char *const folders[] = {"in", "in/sub", "out"};
