@@ -6,20 +6,6 @@
 #include <string.h>
 #include <time.h>
 
-void text_set(char *out, size_t bytes, const char *text)
-{
-    assert(out != NULL);
-    assert(bytes > 0);
-    assert(text != NULL);
-    size_t length = strnlen(text, bytes);
-    if (length == bytes) {
-        length = bytes - 1;
-        while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) length -= 1;
-    }
-    memmove(out, text, length);
-    memset(out + length, 0, bytes - length);
-}
-
 uint64_t event_time_unix_ms(void)
 {
     struct timespec now;

@@ -5,11 +5,8 @@
 
 #include <stddef.h>
 
+#include "base/text.h"
 #include "messages/actors.pb.h"
-
-// Copies text to a field of bytes, cut at a character's border when it is too long.
-// Thread:    any.
-void text_set(char *out, size_t bytes, const char *text);
 
 // A letter with an event of this topic, said by actor, at this moment.
 // Thread:    any.

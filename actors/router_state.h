@@ -133,6 +133,7 @@ struct request {
     uint32_t user;            // index
 };
 
+// Now, on the actor's clock, in nanoseconds.
 uint64_t router_now(const struct router *self);
 // Posts a letter to another actor of the core; frames (may be NULL) are empty afterwards.
 enum status router_post(struct router *self, enum router_socket to, const luna_Letter *letter,

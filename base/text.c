@@ -56,3 +56,17 @@ void text_copy_printable(char *out, size_t out_bytes, const char *text)
     }
     out[used] = '\0';
 }
+
+void text_set(char *out, size_t out_bytes, const char *text)
+{
+    assert(out != NULL);
+    assert(out_bytes > 0);
+    assert(text != NULL);
+    size_t length = strnlen(text, out_bytes);
+    if (length == out_bytes) {
+        length = out_bytes - 1;
+        while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) length -= 1;
+    }
+    memmove(out, text, length);
+    memset(out + length, 0, out_bytes - length);
+}

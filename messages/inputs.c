@@ -7,6 +7,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -83,7 +84,7 @@ static luna_Dtype token_name(const char *name, char twin[32])
         if (!ids && strcmp(rest + length, ".weights") != 0) continue;
         size_t stem = (size_t)(rest - name) + length;
         memcpy(twin, name, stem);
-        strcpy(twin + stem, ids ? ".weights" : ".ids");
+        snprintf(twin + stem, 32 - stem, "%s", ids ? ".weights" : ".ids");
         return ids ? luna_Dtype_I32 : luna_Dtype_F64;
     }
     return luna_Dtype_DTYPE_NONE;
@@ -138,8 +139,7 @@ static enum status check_needed(const luna_Header *header, struct error *error)
     case luna_Operation_ENCODE_TOKENS:
         for (size_t i = 0; i < sizeof token_names / sizeof token_names[0]; i++) {
             char name[32] = "";
-            strcpy(name, token_names[i]);
-            strcat(name, ".ids");
+            snprintf(name, sizeof name, "%s.ids", token_names[i]);
             if (codec_find_tensor(header, name, NULL) != NULL) return STATUS_OK;
         }
         return need(header, "l.ids", error);

@@ -387,7 +387,7 @@ void config_format(const struct config *self, const struct setting *setting, cha
         return;
     case SETTING_DEVICES:
         config_format_list(at, out);
-        if (*out == '\0') strcpy(out, "auto");
+        if (*out == '\0') memcpy(out, "auto", sizeof "auto");
         return;
     case SETTING_LOG_LEVEL:
         snprintf(out, CONFIG_VALUE_BYTES, "%s", log_level_name(*(const enum log_level *)at));

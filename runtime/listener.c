@@ -212,7 +212,7 @@ static bool split_address(const char *text, char host[256], char port[8])
     if (length == 0 || length >= 256) return false;
     memcpy(host, text, length);
     host[length] = '\0';
-    strcpy(port, colon + 1);
+    memcpy(port, colon + 1, strlen(colon + 1) + 1);
     return true;
 }
 

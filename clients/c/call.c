@@ -14,6 +14,7 @@
 
 #include "base/checked.h"
 #include "base/clock.h"
+#include "base/text.h"
 #include "clients/c/client.h"
 
 #define MS UINT64_C(1000000)  // nanoseconds
@@ -46,7 +47,7 @@ static enum status fill_tensor(luna_Tensor *out, const struct luna_tensor *in, s
                          "tensor \"%s\" of rank %" PRIu32 ": name or rank is beyond the limit",
                          in->name, in->rank);
     }
-    strcpy(out->name, in->name);
+    text_set(out->name, sizeof out->name, in->name);
     out->dtype = (luna_Dtype)in->dtype;
     out->dims_count = (pb_size_t)in->rank;
     memcpy(out->dims, in->dims, in->rank * sizeof in->dims[0]);
@@ -80,7 +81,7 @@ static enum status fill_header(struct call *self, struct error *error)
         return error_set(error, STATUS_INVALID_ARGUMENT, "the model's name \"%s\" is too long",
                          model);
     }
-    strcpy(header->model, model);
+    text_set(header->model, sizeof header->model, model);
     if (request->inputs_count > CODEC_TENSORS_MAX) {
         return error_set(error, STATUS_INVALID_ARGUMENT, "%" PRIu32 " tensors, at most %u",
                          request->inputs_count, CODEC_TENSORS_MAX);
@@ -152,7 +153,7 @@ static void share(struct call *self)
             return;
         }
         if (!lease(self, index, room->bytes)) continue;
-        strcpy(header->tensors[index].name, room->name);
+        text_set(header->tensors[index].name, sizeof header->tensors[index].name, room->name);
         header->tensors[index].room = true;
         header->tensors[index].bytes = room->bytes;
         header->tensors_count++;

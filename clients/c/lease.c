@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/text.h"
 #include "messages/codec.h"
 
 #define POOLS_MAX 8u
@@ -53,7 +54,7 @@ enum status client_leases_create(struct client_leases **out, const char *path, s
     if (strlen(path) >= sizeof address.sun_path) {
         return error_set(error, STATUS_UNAVAILABLE, "the lease socket's path is too long");
     }
-    strcpy(address.sun_path, path);
+    text_set(address.sun_path, sizeof address.sun_path, path);
 
     enum status status = STATUS_OK;
     const struct timeval limit = {.tv_sec = ANSWER_S_MAX};
