@@ -43,15 +43,16 @@ static bool frame_is(const struct message *message, uint32_t index, const char *
 // The uid in an ipc peer's address, "localhost:UID:GID:PID"; false for any other address.
 static bool read_uid(struct bytes address, uint32_t *out)
 {
+    static const char prefix[] = "localhost:";
     char text[64];
-    unsigned uid = 0, gid = 0, pid = 0;
-    int end = 0;
-    if (address.size >= sizeof text) return false;
+    if (address.size <= sizeof prefix || address.size >= sizeof text) return false;
     memcpy(text, address.data, address.size);
     text[address.size] = '\0';
-    if (sscanf(text, "localhost:%u:%u:%u%n", &uid, &gid, &pid, &end) != 3) return false;
-    if ((uint64_t)end != address.size) return false;
-    *out = uid;
+    char *end = text + sizeof prefix - 1;
+    if (strncmp(text, prefix, sizeof prefix - 1) != 0 || *end < '0' || *end > '9') return false;
+    unsigned long uid = strtoul(end, &end, 10);
+    if (*end != ':' || uid >= UINT32_MAX) return false;
+    *out = (uint32_t)uid;
     return true;
 }
 

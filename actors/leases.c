@@ -240,6 +240,7 @@ static bool serve_client(struct connection *connection, struct bytes frame)
 
     // The first reply that names a pool carries its descriptor.
     bool names_pool = reply.pool != 0;
+    assert(!names_pool || connection->pool != NULL);
     int descriptor = names_pool && !had_pool ? connection->pool->memory.descriptor : -1;
     // A pool that was taken for a lease that failed is announced with the next one.
     if (!names_pool && !had_pool && connection->pool != NULL) {

@@ -528,7 +528,7 @@ static enum status add_child(struct supervisor *self, const char *name, bool is_
 
 static enum status start(struct supervisor *self, struct error *error)
 {
-    struct config_list devices;
+    struct config_list devices = {.count = 0};
     enum status status = supervisor_devices(*self->config_p, &devices, error);
     if (status == STATUS_OK) status = loop_create(&self->loop, clock_system(), error);
     if (status == STATUS_OK) {

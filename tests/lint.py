@@ -140,7 +140,7 @@ def check_tidy(build):
     for file in sorted(set(ours)):
         runs.append((file, subprocess.Popen(
             ["clang-tidy-14", "--quiet", f"-checks={checks}", "-p", str(ROOT / build), file],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)))
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)))
         if len(runs) == (os.cpu_count() or 1):
             bad += finish(runs.pop(0))
     while runs:
@@ -149,8 +149,13 @@ def check_tidy(build):
 
 
 def finish(run):
+    """The findings of one run; a file that clang-tidy could not read is one too."""
     output, _ = run[1].communicate()
-    return sorted({line.replace(str(ROOT) + "/", "") for line in output.split("\n") if " warning: " in line})
+    lines = {line.replace(str(ROOT) + "/", "") for line in output.split("\n")
+             if " warning: " in line or " error: " in line}
+    if run[1].returncode != 0 and not lines:
+        lines = {f"{run[0]}: clang-tidy ended with {run[1].returncode}"}
+    return sorted(lines)
 
 
 def main():
@@ -169,7 +174,7 @@ def main():
         found["clang-tidy"] = check_tidy(options.build)
     for name, rows in found.items():
         print(f"{name}: {len(rows)} found")
-        for row in rows[:40]:
+        for row in rows:
             print("  " + row)
     return 1 if any(found.values()) else 0
 

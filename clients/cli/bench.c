@@ -176,7 +176,13 @@ static enum cli_exit report(struct bench *bench, const struct bench_client *clie
     struct sample *all = calloc(total + 1, sizeof *all);
     struct sample *some = calloc(total + 1, sizeof *some);
     json_t *document = json_object();
-    if (all == NULL || some == NULL) total = 0;
+    if (all == NULL || some == NULL) {
+        free(all);
+        free(some);
+        json_decref(document);
+        fprintf(stderr, "luna: no memory for %lu samples\n", (unsigned long)total);
+        return EXIT_ANSWERED_ERROR;
+    }
     uint64_t used = 0;
     for (uint32_t i = 0; i < count && total > 0; i++) {
         memcpy(all + used, clients[i].samples, clients[i].count * sizeof *all);

@@ -168,15 +168,18 @@ static bool read_integer(const char *text, long min, long max, long *out)
     return true;
 }
 
+// Two numbers of at most a million or so, "1024x768".
 static bool read_pair(const char *text, char separator, uint32_t out[2])
 {
-    unsigned a = 0, b = 0;
-    char between = 0;
-    int end = 0;
-    if (sscanf(text, "%u%c%u%n", &a, &between, &b, &end) != 3 || text[end] != '\0') return false;
-    if (between != separator || a > 1u << 20 || b > 1u << 20) return false;
-    out[0] = a;
-    out[1] = b;
+    const unsigned long max = 1u << 20;
+    char *end = NULL;
+    if (text[0] < '0' || text[0] > '9') return false;  // strtoul takes signs and blanks
+    unsigned long a = strtoul(text, &end, 10);
+    if (*end != separator || end[1] < '0' || end[1] > '9') return false;
+    unsigned long b = strtoul(end + 1, &end, 10);
+    if (*end != '\0' || a > max || b > max) return false;
+    out[0] = (uint32_t)a;
+    out[1] = (uint32_t)b;
     return true;
 }
 

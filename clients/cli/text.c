@@ -1,5 +1,6 @@
 // text.c - `luna text` and `luna tokenize`.
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -101,6 +102,7 @@ static enum cli_exit call_text(const struct cli_options *options, struct luna_re
         return status == STATUS_UNAVAILABLE ? EXIT_NOBODY : result;
     }
     if (cli_call(options, *client, request, answer, &error) != STATUS_OK) return cli_error(&error);
+    assert(*answer != NULL);
     print_notes((*answer)->body);
     return EXIT_DONE;
 }
