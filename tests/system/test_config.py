@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -187,3 +188,10 @@ def test_the_default_model_answers_for_those_that_name_none(make_daemon):
                          extra="[model second]\nfiles = vae.safetensors\n")
     assert daemon.connect().decode_latent(random_latent(1)).shape == (1, 64, 64, 3)
     assert daemon.service("vae", "second").requests_total == 1
+
+
+def test_the_configuration_that_ships_is_the_defaults():
+    shipped = Path(__file__).resolve().parents[2] / "conf" / "luna.conf"
+    dumped = serve("-c", shipped, "--dump-config")
+    assert dumped.returncode == 0, dumped.stderr
+    assert dumped.stdout == serve("--dump-config").stdout
