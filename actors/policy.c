@@ -147,7 +147,8 @@ void policy_tell_device_down(struct policy *self, const char *name, uint64_t epo
     uint32_t index = take_device(self, name);
     if (index == UINT32_MAX) return;
     struct policy_device_state *state = &self->devices[index];
-    if (state->told.epoch != 0 && state->told.epoch != epoch) return;
+    // Epochs grow: an older executor's death is old news, a newer one may die before it reported.
+    if (epoch < state->told.epoch) return;
     state->alive = false;
     state->given_up = given_up;
     state->down_epoch = epoch;

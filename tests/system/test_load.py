@@ -132,7 +132,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(make_daemon):
         client.send(header, b"", payload)
     answers = [client.receive(60)[0] for _ in sent]
     codes = collections.Counter(pb.Code.Name(answer.code) for answer in answers)
-    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"} and codes["OK"] >= 5, codes
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"} and codes["OK"] >= 4, codes
     assert all(answer.retry_after_ms > 0 for answer in answers if answer.code == pb.RESOURCE_EXHAUSTED)
     refused = {answer.id for answer in answers if answer.code == pb.RESOURCE_EXHAUSTED}
     again = Client(daemon.ipc, [(h, b"", p) for h, p in sent if h.id in refused], 16)

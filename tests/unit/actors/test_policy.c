@@ -768,6 +768,16 @@ static void a_device_given_up_fails_its_services(void **state)
     assert_int_equal(self->decisions[0].code, STATUS_UNAVAILABLE);
 }
 
+static void an_executor_that_dies_before_it_reported_is_down_too(void **state)
+{
+    struct fixture *self = *state;
+    policy_tell_device_down(self->policy, "cpu", EPOCH, false);
+    policy_tell_device_down(self->policy, "cpu", EPOCH + 1, true);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_ANSWER, "queue_depth");
+    assert_int_equal(service(self, "m", POLICY_VAE).state, POLICY_FAILED);
+}
+
 static void one_device_given_up_of_two_fails_nothing(void **state)
 {
     struct fixture *self = *state;
@@ -893,6 +903,7 @@ int main(void)
         TEST(late_news_of_an_old_death_kills_no_successor),
         TEST(a_new_epoch_forgets_the_old_workers_but_not_its_own),
         TEST(a_device_given_up_fails_its_services),
+        TEST(an_executor_that_dies_before_it_reported_is_down_too),
         TEST(one_device_given_up_of_two_fails_nothing),
         TEST(workers_of_a_core_that_restarted_are_taken_in_again),
         TEST(full_tables_are_answers),
