@@ -211,7 +211,8 @@ def test_the_unet_of_a_checkpoint_is_never_read(start, real, say):
     read = resident_bytes(path, begin + READ_AHEAD, end)
     say(f"checkpoint of {path.stat().st_size / 1e9:.1f} GB: {read} bytes of the UNet's {(end - begin) >> 20} MiB read, "
         f"{ahead >> 10} KiB at its edge read ahead; hashed {time.monotonic() - begun:.1f} s after the answers")
-    assert resident_bytes(path, 0, begin) > begin - MIB, "what the networks and the hash needed was read"
+    # The system may have taken a page back meanwhile.
+    assert resident_bytes(path, 0, begin) > 0.9 * begin, "what the networks and the hash needed was read"
     assert read == 0
 
 
