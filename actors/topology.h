@@ -48,6 +48,7 @@
 #define ADDRESS_ROUTER_REGISTRY "inproc://router-registry"
 #define ADDRESS_ROUTER_LEASES "inproc://router-leases"
 #define ADDRESS_ROUTER_MONITOR "inproc://router-monitor"
+#define ADDRESS_ROUTER_LORAS "inproc://router-loras"
 #define ADDRESS_REGISTRY_SCALER "inproc://registry-scaler"
 #define ADDRESS_SCALER_CORE "inproc://scaler-core"
 
@@ -56,10 +57,13 @@
 #define SOCKET_ROUTER_CONTROL "control.sock"
 #define SOCKET_SCALER "scaler.sock"
 #define SOCKET_REGISTRY "registry.sock"
+#define SOCKET_LORA_STORE "loras.sock"
 // Plain AF_UNIX, SOCK_SEQPACKET: for executors in the private directory, for clients beside
 // luna.sock.
 #define SOCKET_POOLS "pools.sock"
 #define SOCKET_LEASES "lease.sock"
+#define SOCKET_ADAPTERS "adapters.sock"  // executors: AdapterFetch, AdapterFetched
+#define SOCKET_LORAS "lora.sock"         // clients: AdapterRequest, AdapterReply
 
 // What every actor of the core gets as its arguments; each takes what it needs.
 struct core_arguments {
@@ -67,6 +71,7 @@ struct core_arguments {
     const char
         *private_directory;  // mode 0700, of this daemon alone; sockets between its processes
     const char *lease_path;  // of SOCKET_LEASES; "" when there is no ipc address
+    const char *loras_path;  // of SOCKET_LORAS; "" when there is no ipc address
     const int *listen_descriptors;        // bound and listening, for ZMQ_USE_FD; in the order of
                                           // listen_endpoints
     const char *const *listen_endpoints;  // as people type them
@@ -89,6 +94,7 @@ extern const struct actor_kind router_kind;  // arguments: struct core_arguments
 extern const struct actor_kind scaler_kind;
 extern const struct actor_kind registry_kind;
 extern const struct actor_kind leases_kind;
+extern const struct actor_kind lora_store_kind;
 extern const struct actor_kind auth_kind;
 extern const struct actor_kind monitor_kind;
 extern const struct actor_kind executor_kind;  // arguments: struct executor_arguments

@@ -14,6 +14,9 @@
 #define WORKER_MESSAGES_MAX 256u
 // An executor: 64 workers up or down, 64 models, a report each second.
 #define EXECUTOR_MESSAGES_MAX 256u
+// An executor and the LoRA store: every entry of a full store dropped at once, one-shots of a
+// second.
+#define STORE_MESSAGES_MAX 1024u
 // Inside the core: 256 waiting requests with 16 pins each may change hands at once.
 #define CORE_MESSAGES_MAX 4096u
 // A lane answers one order after the other.
@@ -54,6 +57,10 @@ static const struct edge_end ends[EDGE_COUNT] = {
                        SOCKET_DOMAIN_WORKERS, 0, "registry: definitions, load, unload"},
     [EDGE_REGISTRY_PEER] = {"registry", ZMQ_DEALER, false, EXECUTOR_MESSAGES_MAX, LETTER_BYTES_MAX,
                             NULL, LINGER_RESULTS_MS, "executor: device reports, models loaded"},
+    [EDGE_STORE] = {"store", ZMQ_ROUTER, true, STORE_MESSAGES_MAX, LETTER_BYTES_MAX,
+                    SOCKET_DOMAIN_WORKERS, 0, "LoRA store: adapters to drop"},
+    [EDGE_STORE_PEER] = {"store", ZMQ_DEALER, false, STORE_MESSAGES_MAX, LETTER_BYTES_MAX, NULL,
+                         LINGER_RESULTS_MS, "executor: counts"},
     [EDGE_ROUTER_CORE] = {"router-core", ZMQ_PAIR, true, CORE_MESSAGES_MAX, 0, NULL, 0,
                           "core: drain, reload; router: drained, kill"},
     [EDGE_ROUTER_SCALER] = {"router-scaler", ZMQ_PAIR, true, CORE_MESSAGES_MAX, 0, NULL, 0,

@@ -21,6 +21,8 @@ enum edge {
     EDGE_SCALER_PEER,          // an executor
     EDGE_REGISTRY,             // registry: model definitions, load and unload
     EDGE_REGISTRY_PEER,        // an executor
+    EDGE_STORE,                // LoRA store: adapters that were evicted, counts
+    EDGE_STORE_PEER,           // an executor
     EDGE_ROUTER_CORE,          // router and the core's main thread, as all that follow: PAIR
     EDGE_ROUTER_SCALER,
     EDGE_ROUTER_REGISTRY,
