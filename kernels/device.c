@@ -284,6 +284,13 @@ void lane_cancel(struct lane *lane)
     lane->device->class->lane_cancel(lane);
 }
 
+void lane_favour(struct lane *lane, bool favoured)
+{
+    assert(lane != NULL);
+    if (lane->device->class->lane_favour == NULL) return;
+    lane->device->class->lane_favour(lane, favoured);
+}
+
 uint64_t lane_progress(const struct lane *lane)
 {
     assert(lane != NULL);

@@ -96,6 +96,7 @@ struct device_class {
                      uint32_t bindings_count);
     enum status (*lane_collect)(struct lane *lane, struct error *error);
     void (*lane_cancel)(struct lane *lane);
+    void (*lane_favour)(struct lane *lane, bool favoured);  // NULL: lanes do not share anything
     uint64_t (*lane_progress)(const struct lane *lane);
     uint32_t (*lane_marks)(const struct lane *lane);
 

@@ -437,6 +437,11 @@ int lane_descriptor(const struct lane *lane);
 // Thread:    the driver's.
 enum status lane_collect(struct lane *lane, struct error *error);
 
+// Lets what this lane runs go before what the others run, from now until it is taken back, as far
+// as threads are free to choose: for a short request that came behind long ones. It moves the time
+// of a run, never its bytes. Thread:    the driver's.
+void lane_favour(struct lane *lane, bool favoured);
+
 // Asks the running program to stop; it ends within 100 ms as CANCELLED. Nothing happens to an idle
 // lane.
 // Thread:    any.

@@ -149,6 +149,11 @@ static void lane_cancel_cpu(struct lane *lane)
     pool_cancel(device_of(lane)->pool, &((struct cpu_lane *)lane)->job);
 }
 
+static void lane_favour_cpu(struct lane *lane, bool favoured)
+{
+    pool_favour(device_of(lane)->pool, &((struct cpu_lane *)lane)->job, favoured);
+}
+
 static uint64_t lane_progress_cpu(const struct lane *lane)
 {
     return atomic_load(&((const struct cpu_lane *)lane)->job.progress);
@@ -182,6 +187,7 @@ static const struct device_class cpu_class = {
     .lane_run = lane_run_cpu,
     .lane_collect = lane_collect_cpu,
     .lane_cancel = lane_cancel_cpu,
+    .lane_favour = lane_favour_cpu,
     .lane_progress = lane_progress_cpu,
     .lane_marks = lane_marks_cpu,
     .close = close_cpu,

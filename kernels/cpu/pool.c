@@ -9,9 +9,9 @@
 //     job A: [launch: 0 1 2 3 4 ... 40]  <- thread 0, thread 2      least threads first,
 //     job B: [launch: 0 1 2 3]           <- thread 1                then the one served longest ago
 //
-// Fairness: a thread joins the job with the fewest threads, of equals the one that was joined
-// longest ago, and as long as several jobs run it stays for SLICE_NS at most. A job alone is never
-// left before its items are taken.
+// Fairness: a thread joins a favoured job before others, then the one with the fewest threads, of
+// equals the one that was joined longest ago, and as long as several jobs run it stays for SLICE_NS
+// at most. A job alone is never left before its items are taken.
 //
 // Waiting: a thread that finds nothing spins for some microseconds, because the next launch of a
 // network is usually that near, and then sleeps on the condition.
@@ -89,11 +89,17 @@ static bool has_items(const struct pool_job *job)
            atomic_load(&job->next_item) < head_launch(job)->items;
 }
 
+static bool goes_before(const struct pool_job *a, const struct pool_job *b)
+{
+    if (a->is_favoured != b->is_favoured) return a->is_favoured;
+    return a->threads < b->threads;
+}
+
 static struct pool_job *pick_job(struct pool *self)
 {
     struct pool_job *best = NULL;
     for (struct pool_job *job = self->jobs; job != NULL; job = job->next) {
-        if (has_items(job) && (best == NULL || job->threads < best->threads)) best = job;
+        if (has_items(job) && (best == NULL || goes_before(job, best))) best = job;
     }
     return best;
 }
@@ -383,6 +389,15 @@ void pool_cancel(struct pool *self, struct pool_job *job)
         atomic_store(&job->is_cancelled, true);
         if (job->threads == 0) advance_job(self, job);
     }
+    pthread_mutex_unlock(&self->mutex);
+}
+
+void pool_favour(struct pool *self, struct pool_job *job, bool favoured)
+{
+    assert(self != NULL);
+    assert(job != NULL);
+    pthread_mutex_lock(&self->mutex);
+    job->is_favoured = favoured;
     pthread_mutex_unlock(&self->mutex);
 }
 

@@ -29,6 +29,7 @@ struct pool_job {
     uint32_t list_index;                       // the one that threads take items of
     uint32_t threads;                          // threads that are in it now
     bool is_running;                           // between pool_start and the end
+    bool is_favoured;                          // threads look here first
     enum status status;                        // how the last run ended
 
     _Atomic bool is_cancelled;   // no more items, please
@@ -58,6 +59,10 @@ enum status pool_prepare(struct pool *self, const struct program *program, pool_
 // Ownership: the job stays the caller's and stays where it is until pool_end.
 // Thread:    any.
 void pool_start(struct pool *self, struct pool_job *job);
+
+// Lets threads that look for work join this job before others, or no longer; stays for later runs.
+// Thread:    any.
+void pool_favour(struct pool *self, struct pool_job *job, bool favoured);
 
 // Asks a job to stop. Nothing happens to one that does not run.
 // Thread:    any.

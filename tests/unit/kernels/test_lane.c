@@ -301,6 +301,29 @@ static void two_lanes_share_the_pool(void **state)
     }
 }
 
+static void a_favoured_lane_goes_before_the_others(void **state)
+{
+    (void)state;
+    struct device *device = open_device("cpu", 1);
+    struct program *program = program_without_end(device);
+    struct lane *plain = new_lane(device, program);
+    struct lane *favoured = new_lane(device, program);
+    lane_run(plain, program, NULL, 0);
+    wait_for_marks(plain, 5);
+    lane_favour(favoured, true);
+    lane_run(favoured, program, NULL, 0);
+    wait_for_marks(favoured, 5);
+    uint32_t before = lane_marks(plain);
+    wait_for_marks(favoured, 205);
+    assert_in_range(lane_marks(plain) - before, 0, 1);  // what was begun is finished
+    lane_favour(favoured, false);
+    wait_for_marks(plain, before + 50);
+    lane_destroy(&plain);
+    lane_destroy(&favoured);
+    program_destroy(&program);
+    device_close(&device);
+}
+
 static void *drive(void *argument)
 {
     struct device *device = argument;
@@ -429,6 +452,7 @@ int main(void)
         cmocka_unit_test(a_lane_can_run_again_after_a_cancelled_run),
         cmocka_unit_test(destroying_a_lane_ends_what_it_runs),
         cmocka_unit_test(two_lanes_share_the_pool),
+        cmocka_unit_test(a_favoured_lane_goes_before_the_others),
         cmocka_unit_test(lanes_may_be_driven_by_different_threads),
         cmocka_unit_test(a_device_says_what_it_is),
         cmocka_unit_test(a_lane_alone_uses_all_threads_and_its_launches_follow_each_other),
