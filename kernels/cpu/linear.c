@@ -6,6 +6,19 @@
 #include "base/checked.h"
 #include "kernels/cpu/linear_plan.h"
 
+struct low_rank_cut cpu_low_rank_cut(const struct low_rank *path)
+{
+    assert(path->rank >= 1);
+    struct low_rank_cut cut = {0};
+    cut.strip_begin = path->row_begin / STRIP_ROWS;
+    cut.strips = cpu_divide_up(path->row_begin + path->row_count, STRIP_ROWS) - cut.strip_begin;
+    cut.panels = cpu_divide_up(path->rank, PANEL_COLUMNS);
+    cut.row_items = cpu_divide_up(cut.strips, LINEAR_ITEM_STRIPS);
+    cut.item_strips = cut.row_items == 0 ? 0 : cpu_divide_up(cut.strips, cut.row_items);
+    cut.floats = (uint64_t)cut.strips * STRIP_ROWS * cpu_round_up(path->rank, 8);
+    return cut;
+}
+
 struct linear_plan cpu_linear_plan(const struct linear *op)
 {
     assert(op->rows >= 1);
@@ -21,9 +34,9 @@ struct linear_plan cpu_linear_plan(const struct linear *op)
     plan.column_items = cpu_divide_up(plan.panels, plan.item_panels);
     plan.packed_bytes = (uint64_t)plan.strips * STRIP_ROWS * plan.depth * sizeof(float);
     for (uint32_t i = 0; i < op->low_rank_count; i++) {
-        const struct low_rank *path = &op->low_rank[i];
-        plan.down_items += cpu_divide_up(path->rank, PANEL_COLUMNS);
-        plan.down_bytes += (uint64_t)path->row_count * cpu_round_up(path->rank, 8) * sizeof(float);
+        struct low_rank_cut cut = cpu_low_rank_cut(&op->low_rank[i]);
+        plan.down_items += cut.panels * cut.row_items;
+        plan.down_bytes += cut.floats * sizeof(float);
     }
     return plan;
 }
@@ -42,8 +55,6 @@ uint32_t cpu_linear_launches_with(const struct cpu_compute *compute, const struc
     uint64_t panel_bytes = (uint64_t)LINEAR_CHUNK * PANEL_COLUMNS * sizeof(float);
     uint64_t rows = (uint64_t)plan.item_strips * STRIP_ROWS;
     uint64_t columns = (uint64_t)plan.item_panels * PANEL_COLUMNS;
-    uint64_t path_bytes = (uint64_t)(LINEAR_CHUNK * STRIP_ROWS) * sizeof(float) +
-                          rows * PANEL_COLUMNS * sizeof(float);
     uint32_t count = 0;
     out[count++] = (struct cpu_launch){
         .items = cpu_divide_up(plan.strips, LINEAR_PACK_STRIPS),
@@ -53,14 +64,13 @@ uint32_t cpu_linear_launches_with(const struct cpu_compute *compute, const struc
         out[count++] = (struct cpu_launch){
             .items = plan.down_items,
             .scratch_bytes =
-                panel_bytes + (uint64_t)plan.strips * STRIP_ROWS * PANEL_COLUMNS * sizeof(float),
+                panel_bytes + LINEAR_ITEM_STRIPS * STRIP_ROWS * PANEL_COLUMNS * sizeof(float),
             .run = compute->linear_down,
         };
     }
     out[count++] = (struct cpu_launch){
         .items = plan.row_items * plan.column_items,
-        .scratch_bytes =
-            panel_bytes + rows * columns * sizeof(float) + (plan.down_items > 0 ? path_bytes : 0),
+        .scratch_bytes = panel_bytes + rows * columns * sizeof(float),
         .run = compute->linear_multiply,
     };
     return count;
