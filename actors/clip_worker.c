@@ -56,32 +56,34 @@ static void fill_reply(struct worker *worker, const struct worker_job *job,
     text_set(reply->device, sizeof reply->device, worker->arguments.device_name);
 }
 
-// An answer in the making: the header that describes the tensors, and their payloads.
-struct answer {
-    luna_Header header;       // of the reply
-    struct message payloads;  // of its tensors in frames
+// A tensor of an answer, and the values it is made of.
+struct values {
+    luna_Tensor tensor;  // its name, dtype and shape
+    const void *data;    // all of them, borrowed
+    enum dtype dtype;    // of data
 };
 
-static enum status add_tensor(struct worker *worker, struct worker_job *job, struct answer *answer,
-                              const luna_Tensor *tensor, const void *data, enum dtype data_dtype,
-                              struct error *error)
+static enum status add_tensor(struct worker *worker, struct worker_reply *answer,
+                              const struct values *values, struct error *error)
 {
+    const luna_Tensor *tensor = &values->tensor;
     uint64_t count = 1;
     for (uint32_t i = 0; i < tensor->dims_count; i++) count *= tensor->dims[i];
     struct worker_output output;
     uint64_t bytes = count * dtype_bytes((enum dtype)tensor->dtype);
-    enum status status = worker_output_open(worker, job, tensor->name, bytes, &output, error);
+    enum status status =
+        worker_output_open(worker, answer->job, tensor->name, bytes, &output, error);
     if (status != STATUS_OK) return status;
-    if (dtype_is_real(data_dtype)) {
-        dtype_convert(output.data, (enum dtype)tensor->dtype, data, data_dtype, count);
+    if (dtype_is_real(values->dtype)) {
+        dtype_convert(output.data, (enum dtype)tensor->dtype, values->data, values->dtype, count);
     } else {
-        memcpy(output.data, data, bytes);
+        memcpy(output.data, values->data, bytes);
     }
-    return worker_output_add(job, &output, tensor, &answer->header, &answer->payloads, error);
+    return worker_output_add(answer, &output, tensor, error);
 }
 
 static enum status add_encodings(struct worker *worker, const struct batch_entry *entry,
-                                 struct answer *answer, bool *is_finite, struct error *error)
+                                 struct worker_reply *answer, bool *is_finite, struct error *error)
 {
     static const char *const names[2][2] = {{"cond", "pooled"},
                                             {"negative_cond", "negative_pooled"}};
@@ -89,25 +91,27 @@ static enum status add_encodings(struct worker *worker, const struct batch_entry
     for (uint32_t which = 0; which < 2; which++) {
         struct text_output output = text_job_output(entry->text, which);
         if (output.cond == NULL) continue;
-        luna_Tensor tensor = {
+        struct values values = {.data = output.cond, .dtype = DTYPE_F32};
+        values.tensor = (luna_Tensor){
             .dtype = dtype, .dims_count = 3, .dims = {1, output.tokens, output.width}};
-        text_set(tensor.name, sizeof tensor.name, names[which][0]);
+        text_set(values.tensor.name, sizeof values.tensor.name, names[which][0]);
         *is_finite &=
             tensor_is_finite(output.cond, DTYPE_F32, (uint64_t)output.tokens * output.width);
-        enum status status =
-            add_tensor(worker, entry->job, answer, &tensor, output.cond, DTYPE_F32, error);
+        enum status status = add_tensor(worker, answer, &values, error);
         if (status != STATUS_OK) return status;
-        tensor = (luna_Tensor){.dtype = dtype, .dims_count = 2, .dims = {1, output.pooled_width}};
-        text_set(tensor.name, sizeof tensor.name, names[which][1]);
+        values.data = output.pooled;
+        values.tensor =
+            (luna_Tensor){.dtype = dtype, .dims_count = 2, .dims = {1, output.pooled_width}};
+        text_set(values.tensor.name, sizeof values.tensor.name, names[which][1]);
         *is_finite &= tensor_is_finite(output.pooled, DTYPE_F32, output.pooled_width);
-        status = add_tensor(worker, entry->job, answer, &tensor, output.pooled, DTYPE_F32, error);
+        status = add_tensor(worker, answer, &values, error);
         if (status != STATUS_OK) return status;
     }
     return STATUS_OK;
 }
 
 // Ids and weights of one encoder as two tensors [chunks, tokens].
-static enum status add_tokens(struct worker *worker, struct worker_job *job, struct answer *answer,
+static enum status add_tokens(struct worker *worker, struct worker_reply *answer,
                               const struct text_job *text, enum model_part part,
                               struct error *error)
 {
@@ -128,13 +132,17 @@ static enum status add_tokens(struct worker *worker, struct worker_job *job, str
         ids[i] = tokens[i].id;
         weights[i] = tokens[i].weight;
     }
-    luna_Tensor tensor = {.dtype = luna_Dtype_I32, .dims_count = 2, .dims = {chunks, width}};
-    snprintf(tensor.name, sizeof tensor.name, "%c.ids", letters[part]);
-    status = add_tensor(worker, job, answer, &tensor, ids, DTYPE_I32, error);
+    struct values values = {.data = ids, .dtype = DTYPE_I32};
+    luna_Tensor *tensor = &values.tensor;
+    *tensor = (luna_Tensor){.dtype = luna_Dtype_I32, .dims_count = 2, .dims = {chunks, width}};
+    snprintf(tensor->name, sizeof tensor->name, "%c.ids", letters[part]);
+    status = add_tensor(worker, answer, &values, error);
     if (status != STATUS_OK) goto done;
-    tensor.dtype = luna_Dtype_F64;
-    snprintf(tensor.name, sizeof tensor.name, "%c.weights", letters[part]);
-    status = add_tensor(worker, job, answer, &tensor, weights, DTYPE_F64, error);
+    values.data = weights;
+    values.dtype = DTYPE_F64;
+    tensor->dtype = luna_Dtype_F64;
+    snprintf(tensor->name, sizeof tensor->name, "%c.weights", letters[part]);
+    status = add_tensor(worker, answer, &values, error);
 
 done:
     free(ids);
@@ -145,42 +153,39 @@ done:
 static void answer_tokens(struct worker *worker, struct worker_job *job,
                           const struct text_job *text)
 {
-    struct answer answer;
+    struct worker_reply answer;
     struct error error;
     enum status status = STATUS_OK;
-    message_init(&answer.payloads);
-    codec_start_reply(&job->header, &answer.header);
+    worker_reply_start(&answer, job);
     for (int part = MODEL_CLIP_L; status == STATUS_OK && part < MODEL_PART_COUNT; part++) {
-        status = add_tokens(worker, job, &answer, text, (enum model_part)part, &error);
+        status = add_tokens(worker, &answer, text, (enum model_part)part, &error);
     }
     if (status != STATUS_OK) {
-        message_clear(&answer.payloads);
+        worker_reply_drop(&answer);
         worker_fail(worker, job, &error);
         return;
     }
     luna_TextReply reply;
     fill_reply(worker, job, text, &reply);
     reply.rows = 0;
-    worker_answer(worker, job, &answer.header, luna_TextReply_fields, &reply, &answer.payloads);
+    worker_answer(worker, &answer, luna_TextReply_fields, &reply);
 }
 
 static void answer_encoding(struct worker *worker, const struct batch_entry *entry)
 {
-    struct answer answer;
+    struct worker_reply answer;
     struct error error;
     bool is_finite = true;
-    message_init(&answer.payloads);
-    codec_start_reply(&entry->job->header, &answer.header);
+    worker_reply_start(&answer, entry->job);
     if (add_encodings(worker, entry, &answer, &is_finite, &error) != STATUS_OK) {
-        message_clear(&answer.payloads);
+        worker_reply_drop(&answer);
         worker_fail(worker, entry->job, &error);
         return;
     }
     luna_TextReply reply;
     fill_reply(worker, entry->job, entry->text, &reply);
     reply.not_finite_output = !is_finite;
-    worker_answer(worker, entry->job, &answer.header, luna_TextReply_fields, &reply,
-                  &answer.payloads);
+    worker_answer(worker, &answer, luna_TextReply_fields, &reply);
 }
 
 // ---- batches

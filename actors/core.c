@@ -119,37 +119,34 @@ static void on_channel(void *state)
     }
 }
 
+static void on_router_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    struct core *self = state;
+    bool drains = letter->which_letter == luna_Letter_drain_all_tag ||
+                  letter->which_letter == luna_Letter_stop_all_tag;
+    luna_Letter drain_all = {.which_letter = luna_Letter_drain_all_tag};
+    if (drains) post_letter(self->events, &drain_all, NULL);
+    to_supervisor(self, letter);
+}
+
 static void on_router(void *state)
 {
     struct core *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->router) != STATUS_OK) return;
-        bool read = post_read(&message, &letter);
-        message_clear(&message);
-        if (!read) continue;
-        bool drains = letter.which_letter == luna_Letter_drain_all_tag ||
-                      letter.which_letter == luna_Letter_stop_all_tag;
-        luna_Letter drain_all = {.which_letter = luna_Letter_drain_all_tag};
-        if (drains) post_letter(self->events, &drain_all, NULL);
-        to_supervisor(self, &letter);
-    }
+    post_each(self->router, on_router_letter, self);
 }
 
 // The scaler says which devices have reported.
+static void on_scaler_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    to_supervisor(state, letter);
+}
+
 static void on_scaler(void *state)
 {
     struct core *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->scaler) != STATUS_OK) return;
-        if (post_read(&message, &letter)) to_supervisor(self, &letter);
-        message_clear(&message);
-    }
+    post_each(self->scaler, on_scaler_letter, self);
 }
 
 // ---- life

@@ -79,8 +79,10 @@ static void introduce(struct executor *self)
     }
 }
 
-static void on_letter(struct executor *self, const luna_Letter *letter)
+static void on_letter(void *state, const luna_Letter *letter, struct message *frames)
 {
+    (void)frames;
+    struct executor *self = state;
     switch (letter->which_letter) {
     case luna_Letter_spawn_tag:
         executor_spawn(self, &letter->letter.spawn.service);
@@ -106,28 +108,16 @@ static void on_letter(struct executor *self, const luna_Letter *letter)
     }
 }
 
-static void read_letters(struct executor *self, void *socket)
-{
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, socket) != STATUS_OK) return;
-        if (post_read(&message, &letter)) on_letter(self, &letter);
-        message_clear(&message);
-    }
-}
-
 static void on_scaler(void *state)
 {
     struct executor *self = state;
-    read_letters(self, self->scaler);
+    post_each(self->scaler, on_letter, self);
 }
 
 static void on_registry(void *state)
 {
     struct executor *self = state;
-    read_letters(self, self->registry);
+    post_each(self->registry, on_letter, self);
 }
 
 static enum status open_edges(struct executor *self, struct error *error)

@@ -153,10 +153,10 @@ enum status lease_table_acquire(struct lease_table *self, uint64_t session, uint
     uint64_t first = 0;
     uint32_t position = 0;
     if (!find_gap(self, units, &first, &position)) {
+        uint64_t held_bytes = self->units_held * LEASE_UNIT_BYTES;
         return error_set(error, STATUS_RESOURCE_EXHAUSTED,
                          "no %llu bytes in a row: %llu of the pool's %llu are leased",
-                         (unsigned long long)bytes,
-                         (unsigned long long)(self->units_held * LEASE_UNIT_BYTES),
+                         (unsigned long long)bytes, (unsigned long long)held_bytes,
                          (unsigned long long)pool_bytes);
     }
     uint32_t number = find_number(self);

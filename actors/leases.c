@@ -387,23 +387,20 @@ static void on_unpin(struct leases *self, uint64_t job)
     }
 }
 
+static void on_router_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    if (letter->which_letter == luna_Letter_pin_lease_tag) {
+        on_pin(state, &letter->letter.pin_lease);
+    } else if (letter->which_letter == luna_Letter_unpin_leases_tag) {
+        on_unpin(state, letter->letter.unpin_leases.job);
+    }
+}
+
 static void on_router(void *state)
 {
     struct leases *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->router) != STATUS_OK) return;
-        bool read = post_read(&message, &letter);
-        message_clear(&message);
-        if (!read) continue;
-        if (letter.which_letter == luna_Letter_pin_lease_tag) {
-            on_pin(self, &letter.letter.pin_lease);
-        } else if (letter.which_letter == luna_Letter_unpin_leases_tag) {
-            on_unpin(self, letter.letter.unpin_leases.job);
-        }
-    }
+    post_each(self->router, on_router_letter, self);
 }
 
 // ---- life

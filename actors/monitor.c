@@ -182,12 +182,13 @@ static void publish_status(struct monitor *self)
     free(status);
 }
 
-static void on_event(struct monitor *self, luna_Event *event)
+static void on_event(struct monitor *self, const luna_Event *told)
 {
+    luna_Event event = *told;
     self->sequence += 1;
-    event->sequence = self->sequence;
-    if (event->time_unix_ms == 0) event->time_unix_ms = event_time_unix_ms();
-    publish(self, event->topic, luna_Event_fields, event);
+    event.sequence = self->sequence;
+    if (event.time_unix_ms == 0) event.time_unix_ms = event_time_unix_ms();
+    publish(self, event.topic, luna_Event_fields, &event);
 }
 
 static void on_tick(void *state)
@@ -197,8 +198,10 @@ static void on_tick(void *state)
 
 // ---- letters
 
-static void on_letter(struct monitor *self, luna_Letter *letter)
+static void on_letter(void *state, const luna_Letter *letter, struct message *frames)
 {
+    (void)frames;
+    struct monitor *self = state;
     switch (letter->which_letter) {
     case luna_Letter_event_tag:
         on_event(self, &letter->letter.event);
@@ -235,14 +238,7 @@ static void on_letter(struct monitor *self, luna_Letter *letter)
 static void on_sink(void *state)
 {
     struct monitor *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sink) != STATUS_OK) return;
-        if (post_read(&message, &letter)) on_letter(self, &letter);
-        message_clear(&message);
-    }
+    post_each(self->sink, on_letter, self);
 }
 
 static void on_ask(struct monitor *self, const luna_Ask *letter, const struct message *frames)
@@ -263,22 +259,18 @@ static void on_ask(struct monitor *self, const luna_Ask *letter, const struct me
     free(body);
 }
 
+static void on_router_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    if (letter->which_letter == luna_Letter_ask_tag) on_ask(state, &letter->letter.ask, frames);
+}
+
 static void on_router(void *state)
 {
     struct monitor *self = state;
     // What was told before the question is in the answer.
     on_sink(self);
     loop_socket_touch(self->watch_sink);
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->router) != STATUS_OK) return;
-        if (post_read(&message, &letter) && letter.which_letter == luna_Letter_ask_tag) {
-            on_ask(self, &letter.letter.ask, &message);
-        }
-        message_clear(&message);
-    }
+    post_each(self->router, on_router_letter, self);
 }
 
 // A subscription is one frame: 1 or 0 and the topic's first bytes. It is put in force here; whoever

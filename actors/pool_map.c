@@ -155,6 +155,7 @@ enum status pool_map_find(struct pool_map *self, uint32_t pool, uint64_t offset,
         enum status status = fetch(self, pool, &found, error);
         if (status != STATUS_OK) return status;
     }
+    assert(found != NULL);
     self->calls += 1;
     found->used = self->calls;
     void *address = shared_memory_range(&found->memory, offset, bytes);

@@ -4,8 +4,12 @@
 #include "actors/post.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "messages/letter.h"
+#include "runtime/loop.h"
+
+#define CONNECTION_BYTES_MAX 255u  // of a name that a ROUTER socket gives
 
 static enum status send_letter(void *socket, struct bytes connection, const luna_Letter *letter,
                                struct message *frames)
@@ -50,4 +54,43 @@ bool post_read(struct message *message, luna_Letter *out)
     if (letter_decode(message_frame(message, 0), out, NULL) != STATUS_OK) return false;
     message_drop_first(message);
     return true;
+}
+
+void post_each(void *socket,
+               void (*on_letter)(void *state, const luna_Letter *letter, struct message *frames),
+               void *state)
+{
+    assert(socket != NULL);
+    assert(on_letter != NULL);
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        message_init(&message);
+        if (message_receive(&message, socket) != STATUS_OK) return;
+        if (post_read(&message, &letter)) on_letter(state, &letter, &message);
+        message_clear(&message);
+    }
+}
+
+void post_each_from(void *socket,
+                    void (*on_letter)(void *state, struct bytes from, const luna_Letter *letter,
+                                      struct message *frames),
+                    void *state)
+{
+    assert(socket != NULL);
+    assert(on_letter != NULL);
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+        struct message message;
+        luna_Letter letter;
+        uint8_t connection[CONNECTION_BYTES_MAX];
+        message_init(&message);
+        if (message_receive(&message, socket) != STATUS_OK) return;
+        struct bytes from = {.data = connection, .size = message_frame(&message, 0).size};
+        assert(from.size > 0);
+        assert(from.size <= sizeof connection);
+        memcpy(connection, message_frame(&message, 0).data, from.size);
+        message_drop_first(&message);
+        if (post_read(&message, &letter)) on_letter(state, from, &letter, &message);
+        message_clear(&message);
+    }
 }

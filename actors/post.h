@@ -21,4 +21,18 @@ enum status post_letter_to(void *socket, struct bytes connection, const luna_Let
 // Thread:    any.
 bool post_read(struct message *message, luna_Letter *out);
 
+// Receives at most LOOP_BATCH_MAX letters without waiting and hands each to on_letter, with the
+// frames behind it, which it may take. What is no letter is dropped. on_letter leaves the socket
+// open.
+// Thread:    the socket's.
+void post_each(void *socket,
+               void (*on_letter)(void *state, const luna_Letter *letter, struct message *frames),
+               void *state);
+
+// The same on a ROUTER socket; from names the connection as post_letter_to wants it.
+void post_each_from(void *socket,
+                    void (*on_letter)(void *state, struct bytes from, const luna_Letter *letter,
+                                      struct message *frames),
+                    void *state);
+
 #endif  // ACTORS_POST_H

@@ -164,11 +164,20 @@ static uint64_t digest_bytes(uint64_t digest, const void *data, size_t size)
     return digest;
 }
 
+static uint64_t digest_number(uint64_t digest, uint64_t number)
+{
+    uint8_t bytes[8];
+    store_u64(bytes, number);
+    return digest_bytes(digest, bytes, sizeof bytes);
+}
+
 static uint64_t digest_file(uint64_t digest, const struct model_file *file)
 {
-    const uint64_t numbers[] = {file->device, file->inode, file->size, file->modified_ns};
     digest = digest_bytes(digest, file->path, strlen(file->path) + 1);
-    return digest_bytes(digest, numbers, sizeof numbers);
+    digest = digest_number(digest, file->device);
+    digest = digest_number(digest, file->inode);
+    digest = digest_number(digest, file->size);
+    return digest_number(digest, file->modified_ns);
 }
 
 static uint64_t generation_of(const struct lane_result *result, uint32_t files_count)
@@ -385,9 +394,11 @@ static void on_model_loaded(struct registry *self, const luna_ModelLoaded *loade
     registry_tell_notice(self, entry);
 }
 
-static void on_executor_letter(struct registry *self, struct bytes connection,
-                               const luna_Letter *letter)
+static void on_executor_letter(void *state, struct bytes connection, const luna_Letter *letter,
+                               struct message *frames)
 {
+    (void)frames;
+    struct registry *self = state;
     if (letter->which_letter == luna_Letter_device_tag) {
         on_device_report(self, connection, &letter->letter.device);
     } else if (letter->which_letter == luna_Letter_who_tag) {
@@ -403,37 +414,21 @@ static void on_executor_letter(struct registry *self, struct bytes connection,
 static void on_executors(void *state)
 {
     struct registry *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->executors) != STATUS_OK) return;
-        uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];
-        struct bytes from = {.data = connection, .size = message_frame(&message, 0).size};
-        if (from.size > 0 && from.size <= sizeof connection) {
-            memcpy(connection, message_frame(&message, 0).data, from.size);
-            message_drop_first(&message);
-            if (post_read(&message, &letter)) on_executor_letter(self, from, &letter);
-        }
-        message_clear(&message);
-    }
+    post_each_from(self->executors, on_executor_letter, self);
 }
 
 // ---- letters of the router
 
+static void on_router_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    if (letter->which_letter == luna_Letter_ask_tag)
+        registry_on_ask(state, &letter->letter.ask, frames);
+}
+
 static void on_router(void *state)
 {
     struct registry *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->router) != STATUS_OK) return;
-        if (post_read(&message, &letter) && letter.which_letter == luna_Letter_ask_tag) {
-            registry_on_ask(self, &letter.letter.ask, &message);
-        }
-        message_clear(&message);
-    }
+    post_each(self->router, on_router_letter, self);
 }
 
 // The scaler says nothing; reading keeps the socket's signals right.

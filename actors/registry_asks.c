@@ -76,6 +76,7 @@ static enum status ask_load(struct registry *self, const struct ask *ask, const 
     struct entry *entry = NULL;
     enum status status = find_opened(self, name, &entry, error);
     if (status != STATUS_OK) return status;
+    assert(entry != NULL);
     if (entry->loaded_count > 0) {
         registry_answer(self, ask, entry, NULL);
         return STATUS_OK;
@@ -105,6 +106,7 @@ static enum status ask_unload(struct registry *self, const struct ask *ask, cons
     }
     status = find_opened(self, name, &entry, error);
     if (status != STATUS_OK) return status;
+    assert(entry != NULL);
     if (entry->loaded_count == 0) {
         registry_answer(self, ask, entry, NULL);
         return STATUS_OK;

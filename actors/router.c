@@ -121,8 +121,9 @@ static void on_core_letter(struct router *self, const luna_Letter *letter)
 }
 
 // What all the edges inside the core may carry to the router.
-static void on_letter(struct router *self, const luna_Letter *letter, struct message *frames)
+static void on_letter(void *state, const luna_Letter *letter, struct message *frames)
 {
+    struct router *self = state;
     switch (letter->which_letter) {
     case luna_Letter_model_notice_tag:
         on_model_notice(self, &letter->letter.model_notice);
@@ -138,40 +139,28 @@ static void on_letter(struct router *self, const luna_Letter *letter, struct mes
     }
 }
 
-static void read_pair(struct router *self, enum router_socket from)
-{
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[from]) != STATUS_OK) return;
-        if (post_read(&message, &letter)) on_letter(self, &letter, &message);
-        message_clear(&message);
-    }
-}
-
 static void on_core(void *state)
 {
     struct router *self = state;
-    read_pair(self, ROUTER_CORE);
+    post_each(self->sockets[ROUTER_CORE], on_letter, self);
 }
 
 static void on_scaler(void *state)
 {
     struct router *self = state;
-    read_pair(self, ROUTER_SCALER);
+    post_each(self->sockets[ROUTER_SCALER], on_letter, self);
 }
 
 static void on_registry(void *state)
 {
     struct router *self = state;
-    read_pair(self, ROUTER_REGISTRY);
+    post_each(self->sockets[ROUTER_REGISTRY], on_letter, self);
 }
 
 static void on_monitor(void *state)
 {
     struct router *self = state;
-    read_pair(self, ROUTER_MONITOR);
+    post_each(self->sockets[ROUTER_MONITOR], on_letter, self);
 }
 
 // ---- the timer

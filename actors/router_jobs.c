@@ -342,36 +342,37 @@ static void pin_leases(struct router *self, struct job *job, const luna_Header *
     }
 }
 
+static void on_pin_answer(struct router *self, const luna_PinAnswer *answer)
+{
+    struct job *job = job_table_find_number(self->jobs, answer->job);
+    if (job == NULL || job->state != JOB_PINNING) return;
+    if (answer->code != luna_Code_OK) {
+        struct error error;
+        error_set(&error, (enum status)answer->code, "%s", answer->message);
+        router_fail(self, job, &error);
+        return;
+    }
+    assert(job->pins_pending > 0);
+    assert(answer->tensor < CODEC_TENSORS_MAX);
+    job->pool_offsets[answer->tensor] = answer->pool_offset;
+    job->pins_pending -= 1;
+    if (job->pins_pending > 0) return;
+    self->waiting -= 1;
+    self->waiting_bytes -= job->bytes;
+    router_enqueue(self, job);
+}
+
+static void on_leases_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    if (letter->which_letter == luna_Letter_pin_answer_tag)
+        on_pin_answer(state, &letter->letter.pin_answer);
+}
+
 void router_on_leases(void *state)
 {
     struct router *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[ROUTER_LEASES]) != STATUS_OK) return;
-        bool is_answer =
-            post_read(&message, &letter) && letter.which_letter == luna_Letter_pin_answer_tag;
-        message_clear(&message);
-        if (!is_answer) continue;
-        const luna_PinAnswer *answer = &letter.letter.pin_answer;
-        struct job *job = job_table_find_number(self->jobs, answer->job);
-        if (job == NULL || job->state != JOB_PINNING) continue;
-        if (answer->code != luna_Code_OK) {
-            struct error error;
-            error_set(&error, (enum status)answer->code, "%s", answer->message);
-            router_fail(self, job, &error);
-            continue;
-        }
-        assert(job->pins_pending > 0);
-        assert(answer->tensor < CODEC_TENSORS_MAX);
-        job->pool_offsets[answer->tensor] = answer->pool_offset;
-        job->pins_pending -= 1;
-        if (job->pins_pending > 0) continue;
-        self->waiting -= 1;
-        self->waiting_bytes -= job->bytes;
-        router_enqueue(self, job);
-    }
+    post_each(self->sockets[ROUTER_LEASES], on_leases_letter, self);
 }
 
 void router_enqueue(struct router *self, struct job *job)

@@ -87,11 +87,9 @@ static struct bytes route_bytes(const struct route *route)
 
 static struct route route_of(struct bytes connection)
 {
-    struct route route = {.length = 0};
-    if (connection.size <= ROUTE_BYTES_MAX) {
-        route.length = (uint8_t)connection.size;
-        memcpy(route.connection, connection.data, connection.size);
-    }
+    assert(connection.size <= ROUTE_BYTES_MAX);
+    struct route route = {.length = (uint8_t)connection.size};
+    memcpy(route.connection, connection.data, connection.size);
     return route;
 }
 
@@ -380,9 +378,11 @@ static void on_ready(struct router *self, struct bytes connection, const luna_Re
     send_control(self, &worker->control, &hello);
 }
 
-static void on_control_letter(struct router *self, struct bytes connection,
-                              const luna_Letter *letter)
+static void on_control_letter(void *state, struct bytes connection, const luna_Letter *letter,
+                              struct message *frames)
 {
+    (void)frames;
+    struct router *self = state;
     uint64_t id = 0;
     switch (letter->which_letter) {
     case luna_Letter_ready_tag:
@@ -421,18 +421,7 @@ static void on_control_letter(struct router *self, struct bytes connection,
 void router_on_control(void *state)
 {
     struct router *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[ROUTER_CONTROL]) != STATUS_OK) return;
-        const struct route route = route_of(message_frame(&message, 0));
-        message_drop_first(&message);
-        if (route.length > 0 && post_read(&message, &letter)) {
-            on_control_letter(self, route_bytes(&route), &letter);
-        }
-        message_clear(&message);
-    }
+    post_each_from(self->sockets[ROUTER_CONTROL], on_control_letter, self);
 }
 
 // ---- letters on the data socket
@@ -536,15 +525,16 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
         router_dispatch(self, service);
 }
 
-static void on_data_letter(struct router *self, const struct route *route,
-                           const luna_Letter *letter, struct message *frames)
+static void on_data_letter(void *state, struct bytes connection, const luna_Letter *letter,
+                           struct message *frames)
 {
+    struct router *self = state;
     struct worker *worker = NULL;
     switch (letter->which_letter) {
     case luna_Letter_hello_tag:
         worker = find_worker(self, letter->letter.hello.worker);
         if (worker == NULL) return;  // died in between
-        worker->data = *route;
+        worker->data = route_of(connection);
         router_dispatch(self, worker->service);
         return;
     case luna_Letter_progress_tag:
@@ -561,15 +551,5 @@ static void on_data_letter(struct router *self, const struct route *route,
 void router_on_data(void *state)
 {
     struct router *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[ROUTER_DATA]) != STATUS_OK) return;
-        const struct route route = route_of(message_frame(&message, 0));
-        message_drop_first(&message);
-        if (route.length > 0 && post_read(&message, &letter))
-            on_data_letter(self, &route, &letter, &message);
-        message_clear(&message);
-    }
+    post_each_from(self->sockets[ROUTER_DATA], on_data_letter, self);
 }

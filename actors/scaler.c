@@ -141,10 +141,8 @@ static void retire(struct scaler *self, const struct policy_decision *decision)
     if (entry != NULL) post_to_executor(self, device_entry_connection(entry), &letter);
 }
 
-// The whole struct is cleared first, padding too: notices are compared by their bytes.
 static void fill_notice(const struct policy_service *service, luna_ServiceNotice *out)
 {
-    memset(out, 0, sizeof *out);
     luna_ServiceStatus *status = &out->status;
     out->has_status = true;
     text_set(status->operation, sizeof status->operation, policy_group_name(service->group));
@@ -185,6 +183,17 @@ static bool is_worth_telling_router(const luna_ServiceNotice *before, const luna
            before->status.workers != now->status.workers;
 }
 
+static bool is_same(const luna_ServiceNotice *before, const luna_ServiceNotice *now)
+{
+    const luna_ServiceStatus *a = &before->status;
+    const luna_ServiceStatus *b = &now->status;
+    return !is_worth_telling_router(before, now) && strcmp(a->operation, b->operation) == 0 &&
+           strcmp(a->device, b->device) == 0 && strcmp(before->message, now->message) == 0 &&
+           a->workers_busy == b->workers_busy && a->workers_min == b->workers_min &&
+           a->workers_max == b->workers_max && a->queue_depth == b->queue_depth &&
+           a->queue_age_seconds == b->queue_age_seconds && a->requests_total == b->requests_total;
+}
+
 // Tells services that changed: everything to the monitor, state and workers to the router too.
 static void tell_services(struct scaler *self)
 {
@@ -197,10 +206,10 @@ static void tell_services(struct scaler *self)
         luna_ServiceNotice *last = &self->notices[i];
         fill_notice(&service, notice);
         bool is_new = i >= self->notices_count;
-        if (!is_new && memcmp(last, notice, sizeof *last) == 0) continue;
+        if (!is_new && is_same(last, notice)) continue;
         post_event(self, &letter);
         if (is_new || is_worth_telling_router(last, notice)) post(self, SCALER_ROUTER, &letter);
-        memcpy(last, notice, sizeof *last);
+        *last = *notice;
     }
     self->notices_count = count;
 }
@@ -310,9 +319,11 @@ static void on_worker_down(struct scaler *self, const luna_WorkerDown *down)
     tell_worker_event(self, "worker.down", &worker, code, down->reason);
 }
 
-static void on_executor_letter(struct scaler *self, struct bytes connection,
-                               const luna_Letter *letter)
+static void on_executor_letter(void *state, struct bytes connection, const luna_Letter *letter,
+                               struct message *frames)
 {
+    (void)frames;
+    struct scaler *self = state;
     if (letter->which_letter == luna_Letter_device_tag) {
         on_device_report(self, connection, &letter->letter.device);
         return;
@@ -332,21 +343,7 @@ static void on_executor_letter(struct scaler *self, struct bytes connection,
 static void on_executors(void *state)
 {
     struct scaler *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[SCALER_EXECUTORS]) != STATUS_OK) break;
-        uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];
-        struct bytes from = {.data = connection, .size = message_frame(&message, 0).size};
-        bool is_ours = from.size > 0 && from.size <= sizeof connection;
-        if (is_ours) {
-            memcpy(connection, message_frame(&message, 0).data, from.size);
-            message_drop_first(&message);
-            if (post_read(&message, &letter)) on_executor_letter(self, from, &letter);
-        }
-        message_clear(&message);
-    }
+    post_each_from(self->sockets[SCALER_EXECUTORS], on_executor_letter, self);
     step(self);
 }
 
@@ -456,8 +453,9 @@ static void on_ask(struct scaler *self, const luna_Ask *letter, const struct mes
     loop_socket_touch(self->watches[SCALER_ROUTER]);
 }
 
-static void on_letter(struct scaler *self, const luna_Letter *letter, const struct message *frames)
+static void on_letter(void *state, const luna_Letter *letter, struct message *frames)
 {
+    struct scaler *self = state;
     switch (letter->which_letter) {
     case luna_Letter_demand_tag:
         on_demand(self, &letter->letter.demand);
@@ -479,14 +477,7 @@ static void on_letter(struct scaler *self, const luna_Letter *letter, const stru
 
 static void read_pair(struct scaler *self, enum scaler_socket from)
 {
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->sockets[from]) != STATUS_OK) break;
-        if (post_read(&message, &letter)) on_letter(self, &letter, &message);
-        message_clear(&message);
-    }
+    post_each(self->sockets[from], on_letter, self);
     step(self);
 }
 

@@ -1,5 +1,7 @@
 // topology.h - who speaks with whom: the addresses of the actors and the letters on each edge.
 //
+// clang-format off
+//
 //                 clients (DEALER, REQ)                             etc. over tcp, ipc
 //                        |
 //   +--------------------|------------------------- core process ------------------------------+
@@ -13,23 +15,31 @@
 //
 // Letters (messages/actors.proto), by edge; the first named end binds:
 //
-//   router data      ROUTER / worker DEALER     Hello, Result + frames, JobProgress up; Job +
-//   frames down router control   ROUTER / worker DEALER     Ready, Heartbeat, Goodbye up;
-//   CancelJob, DrainWorker, Who down scaler           ROUTER / executor DEALER   DeviceReport (each
-//   second and at changes), WorkerUp, WorkerDown up;
-//                                               Spawn, Retire, Who (say all WorkerUp again) down
-//   registry         ROUTER / executor DEALER   DeviceReport, ModelLoaded up; ModelDefinition,
-//   LoadModel, UnloadModel down router-core      PAIR                       DrainAll, DeviceDown,
-//   Reload to the router; Drained, KillChild, StopAll,
-//                                               DrainAll (a client asked) from it
-//   router-scaler    PAIR                       Demand to the scaler; ServiceNotice, Ask'ed LIMITS
-//   answers from it router-registry  PAIR                       Ask + frames (MODEL_*) to the
-//   registry; ModelNotice, Answer + frames from it router-leases    PAIR PinLease, UnpinLeases to
-//   leases; PinAnswer from it router-monitor   PAIR                       Ask + frames (STATUS) to
-//   the monitor; Answer + frames from it registry-scaler  PAIR                       ModelNotice to
-//   the scaler scaler-core      PAIR                       DeviceDown to the scaler events PULL
-//   (monitor) / PUSH      Event, ServiceNotice, DeviceReport, ModelNotice, RequestCounts,
-//   TransportCounts
+//   router data      ROUTER / worker DEALER   up: Hello, Result + frames, JobProgress
+//                                             down: Job + frames
+//   router control   ROUTER / worker DEALER   up: Ready, Heartbeat, Goodbye
+//                                             down: CancelJob, Hello (to be said on data), Who
+//   scaler           ROUTER / executor DEALER up: DeviceReport (each second, at changes), WorkerUp,
+//                                             WorkerDown
+//                                             down: Spawn, Retire, Who (say all WorkerUp again)
+//   registry         ROUTER / executor DEALER up: DeviceReport, ModelLoaded
+//                                             down: ModelDefinition, LoadModel, UnloadModel, Who
+//   router-core      PAIR                     to the router: DrainAll, DeviceDown
+//                                             from it: Drained, KillChild, StopAll, DrainAll
+//   router-scaler    PAIR                     to the scaler: Demand, Ask (LIMITS)
+//                                             from it: ServiceNotice, Answer
+//   router-registry  PAIR                     to the registry: Ask + frames (MODEL_*)
+//                                             from it: ModelNotice, Answer + frames
+//   router-leases    PAIR                     to the leases: PinLease, UnpinLeases
+//                                             from it: PinAnswer
+//   router-monitor   PAIR                     to the monitor: Ask + frames (STATUS)
+//                                             from it: Answer + frames
+//   registry-scaler  PAIR                     to the scaler: ModelNotice
+//   scaler-core      PAIR                     to the scaler: DeviceDown; from it: DeviceReport
+//   events           PULL (monitor) / PUSH    Event, ServiceNotice, DeviceReport, ModelNotice,
+//                                             RequestCounts, TransportCounts, LeaseCounts, DrainAll
+//
+// clang-format on
 //
 // Whoever hears a letter of a peer it does not know answers Who; the peer then introduces itself
 // again (Hello, Ready; WorkerUp). So a core may be restarted under its executors.

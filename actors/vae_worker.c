@@ -240,17 +240,15 @@ static void answer_job(struct worker *worker)
     tensor.dims[2] = encode ? plan->output_h : plan->output_w;
     tensor.dims[3] = encode ? plan->output_w : plan->output_c;
 
-    luna_Header header;
-    struct message payloads;
+    struct worker_reply answer;
     struct error error;
-    message_init(&payloads);
-    codec_start_reply(&self->job->header, &header);
-    if (worker_output_add(self->job, &self->output, &tensor, &header, &payloads, &error) !=
-        STATUS_OK) {
+    worker_reply_start(&answer, self->job);
+    if (worker_output_add(&answer, &self->output, &tensor, &error) != STATUS_OK) {
+        worker_reply_drop(&answer);
         end_job(worker, &error);
         return;
     }
-    worker_answer(worker, self->job, &header, luna_ImageReply_fields, &reply, &payloads);
+    worker_answer(worker, &answer, luna_ImageReply_fields, &reply);
     end_job(worker, NULL);
 }
 

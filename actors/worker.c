@@ -127,10 +127,26 @@ uint32_t worker_execute_ms(const struct worker *self, const struct worker_job *j
     return job->started_ns == 0 ? 0 : (uint32_t)((now_ns(self) - job->started_ns) / 1000000u);
 }
 
-void worker_answer(struct worker *self, struct worker_job *job, luna_Header *header,
-                   const pb_msgdesc_t *type, const void *body, struct message *payloads)
+void worker_reply_start(struct worker_reply *reply, struct worker_job *job)
 {
+    assert(reply != NULL);
     assert(job->number != 0);
+    reply->job = job;
+    codec_start_reply(&job->header, &reply->header);
+    message_init(&reply->payloads);
+}
+
+void worker_reply_drop(struct worker_reply *reply)
+{
+    message_clear(&reply->payloads);
+    reply->job = NULL;
+}
+
+void worker_answer(struct worker *self, struct worker_reply *reply, const pb_msgdesc_t *type,
+                   const void *body)
+{
+    assert(reply->job != NULL);
+    assert(reply->job->number != 0);
     uint8_t buffer[luna_TextReply_size > luna_ImageReply_size ? luna_TextReply_size
                                                               : luna_ImageReply_size];
     uint8_t header_buffer[CODEC_HEADER_BYTES_MAX];
@@ -138,7 +154,7 @@ void worker_answer(struct worker *self, struct worker_job *job, luna_Header *hea
     struct codec_buffer encoded_header = {.data = header_buffer, .capacity = sizeof header_buffer};
     struct message frames;
     message_init(&frames);
-    enum status status = codec_encode_header(header, &encoded_header, NULL);
+    enum status status = codec_encode_header(&reply->header, &encoded_header, NULL);
     if (status == STATUS_OK && type != NULL) status = codec_encode(type, body, &encoded, NULL);
     if (status == STATUS_OK) {
         status = message_append(&frames,
@@ -146,23 +162,23 @@ void worker_answer(struct worker *self, struct worker_job *job, luna_Header *hea
     }
     if (status == STATUS_OK)
         status = message_append(&frames, (struct bytes){.data = buffer, .size = encoded.size});
-    for (uint32_t i = 0; status == STATUS_OK && payloads != NULL && i < payloads->count; i++) {
-        status = message_append_shared(&frames, payloads, i);
+    for (uint32_t i = 0; status == STATUS_OK && i < reply->payloads.count; i++) {
+        status = message_append_shared(&frames, &reply->payloads, i);
     }
     if (status != STATUS_OK)
         message_clear(&frames);  // the router answers INTERNAL for an empty result
-    send_result(self, job, 0, &frames);
-    if (payloads != NULL) message_clear(payloads);
-    forget_job(self, job);
+    send_result(self, reply->job, 0, &frames);
+    forget_job(self, reply->job);
+    worker_reply_drop(reply);
 }
 
 void worker_fail(struct worker *self, struct worker_job *job, const struct error *error)
 {
     assert(error->status != STATUS_OK);
-    luna_Header header;
-    codec_start_reply(&job->header, &header);
-    codec_set_error(&header, error);
-    worker_answer(self, job, &header, NULL, NULL, NULL);
+    struct worker_reply reply;
+    worker_reply_start(&reply, job);
+    codec_set_error(&reply.header, error);
+    worker_answer(self, &reply, NULL, NULL);
 }
 
 void worker_postpone(struct worker *self, struct worker_job *job, uint64_t needs_bytes)
@@ -313,19 +329,15 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
         worker_fail(self, job, &error);  // the router checked the same: cannot happen
 }
 
+static void on_data_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    if (letter->which_letter == luna_Letter_job_tag) on_job(state, &letter->letter.job, frames);
+}
+
 static void on_data(void *state)
 {
     struct worker *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->data) != STATUS_OK) break;
-        if (post_read(&message, &letter) && letter.which_letter == luna_Letter_job_tag) {
-            on_job(self, &letter.letter.job, &message);
-        }
-        message_clear(&message);
-    }
+    post_each(self->data, on_data_letter, self);
     try_work(self);
 }
 
@@ -348,31 +360,29 @@ static void on_cancel(struct worker *self, uint64_t number)
     if (self->running) lane_cancel(self->lane);
 }
 
+static void on_control_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    struct worker *self = state;
+    switch (letter->which_letter) {
+    case luna_Letter_cancel_job_tag:
+        on_cancel(self, letter->letter.cancel_job.job);
+        break;
+    case luna_Letter_who_tag:
+        say_ready(self);
+        break;
+    case luna_Letter_hello_tag:
+        say_hello(self);
+        break;
+    default:
+        break;
+    }
+}
+
 static void on_control(void *state)
 {
     struct worker *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        luna_Letter letter;
-        message_init(&message);
-        if (message_receive(&message, self->control) != STATUS_OK) return;
-        bool readable = post_read(&message, &letter);
-        message_clear(&message);
-        if (!readable) continue;
-        switch (letter.which_letter) {
-        case luna_Letter_cancel_job_tag:
-            on_cancel(self, letter.letter.cancel_job.job);
-            break;
-        case luna_Letter_who_tag:
-            say_ready(self);
-            break;
-        case luna_Letter_hello_tag:
-            say_hello(self);
-            break;
-        default:
-            break;
-        }
-    }
+    post_each(self->control, on_control_letter, self);
 }
 
 // ---- tensors
@@ -436,30 +446,30 @@ static void free_payload(void *data, void *hint)
     free(data);
 }
 
-enum status worker_output_add(struct worker_job *job, struct worker_output *output,
-                              const luna_Tensor *tensor, luna_Header *header,
-                              struct message *payloads, struct error *error)
+enum status worker_output_add(struct worker_reply *reply, struct worker_output *output,
+                              const luna_Tensor *tensor, struct error *error)
 {
-    assert(header->tensors_count < CODEC_TENSORS_MAX);
+    assert(reply->job != NULL);
+    assert(reply->header.tensors_count < CODEC_TENSORS_MAX);
     luna_Tensor described = *tensor;
     described.bytes = output->bytes;
     if (output->is_shared) {
         described.where = luna_Where_SHARED;
         described.has_shared = true;
         described.shared = output->room;
-        job->shared_bytes += output->bytes;
+        reply->job->shared_bytes += output->bytes;
     } else {
         enum status status =
-            message_append_owned(payloads, output->data, output->bytes, free_payload, NULL);
+            message_append_owned(&reply->payloads, output->data, output->bytes, free_payload, NULL);
         if (status != STATUS_OK) {
             worker_output_drop(output);
             return error_set(error, status, "no memory for an answer of %lu bytes",
                              (unsigned long)tensor->bytes);
         }
-        job->frame_bytes += output->bytes;
+        reply->job->frame_bytes += output->bytes;
     }
-    header->tensors[header->tensors_count] = described;
-    header->tensors_count += 1;
+    reply->header.tensors[reply->header.tensors_count] = described;
+    reply->header.tensors_count += 1;
     *output = (struct worker_output){.data = NULL};
     return STATUS_OK;
 }

@@ -97,9 +97,20 @@ void worker_run(struct worker *self, const struct program *program, void *const 
 // Nothing is in hand any more: looks for more work, after this callback has returned.
 void worker_idle(struct worker *self);
 
-// Answers a job and forgets it: payloads (may be NULL) are consumed; header.tensors describe them.
-void worker_answer(struct worker *self, struct worker_job *job, luna_Header *header,
-                   const pb_msgdesc_t *type, const void *body, struct message *payloads);
+// An answer in the making.
+struct worker_reply {
+    struct worker_job *job;   // that is answered
+    luna_Header header;       // with the tensors so far
+    struct message payloads;  // of its tensors that travel in frames
+};
+void worker_reply_start(struct worker_reply *reply, struct worker_job *job);
+// Gives up an answer that was started; the job is still to be answered.
+void worker_reply_drop(struct worker_reply *reply);
+
+// Answers the job with a body of a type (luna_..._fields) and forgets it. The reply is consumed.
+void worker_answer(struct worker *self, struct worker_reply *reply, const pb_msgdesc_t *type,
+                   const void *body);
+// Answers the job with an error and forgets it.
 void worker_fail(struct worker *self, struct worker_job *job, const struct error *error);
 
 // Gives a job back to the router: needs_bytes are missing just now.
@@ -126,9 +137,8 @@ enum status worker_output_open(struct worker *self, struct worker_job *job, cons
                                uint64_t bytes, struct worker_output *out, struct error *error);
 // Adds the tensor to the answer; memory that is not shared becomes a payload. out is empty
 // afterwards.
-enum status worker_output_add(struct worker_job *job, struct worker_output *output,
-                              const luna_Tensor *tensor, luna_Header *header,
-                              struct message *payloads, struct error *error);
+enum status worker_output_add(struct worker_reply *reply, struct worker_output *output,
+                              const luna_Tensor *tensor, struct error *error);
 void worker_output_drop(struct worker_output *output);
 
 // True when count elements hold no NaN and no infinity. Types that cannot hold one are finite.

@@ -340,7 +340,10 @@ static void check_linear(struct check *self, const struct linear *op)
         check_arena(self, "residual", &op->residual, out_bytes);
         check_same_or_apart(self, "residual and output", &op->residual, &op->output, out_bytes);
     }
-    if (op->low_rank_count > 0 && op->low_rank == NULL) complain(self, "low_rank is missing");
+    if (op->low_rank_count > 0 && op->low_rank == NULL) {
+        complain(self, "low_rank is missing");
+        return;
+    }
     for (uint32_t i = 0; i < op->low_rank_count && self->status == STATUS_OK; i++) {
         check_low_rank(self, op, &op->low_rank[i]);
     }
@@ -401,7 +404,9 @@ static void check_table(struct check *self, const char *name, const struct weigh
                         uint32_t width)
 {
     check_weight(self, name, table, WEIGHT_TABLE, table == NULL ? 0 : table->dims[0]);
-    if (self->status == STATUS_OK && table->dims[1] != width) {
+    if (self->status != STATUS_OK) return;
+    assert(table != NULL);
+    if (table->dims[1] != width) {
         complain(self, "%s has rows of %u, must be %u", name, table->dims[1], width);
     }
 }

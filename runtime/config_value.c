@@ -260,6 +260,7 @@ static enum status parse_checked_list(struct config_owned *self, struct config_l
     enum status status = config_parse_list(self, text, CONFIG_LIST_MAX, &list, error);
     if (status != STATUS_OK) return status;
     for (uint32_t i = 0; i < list.count; i++) {
+        assert(list.items[i] != NULL);
         if (!is_item(list.items[i])) return invalid(error, list.items[i], wanted);
         for (uint32_t j = 0; j < i; j++) {
             if (strcmp(list.items[i], list.items[j]) != 0) continue;

@@ -219,7 +219,7 @@ static bool split_address(const char *text, char host[256], char port[8])
 // Writes the address that the descriptor is bound to.
 static void name_address(struct listener *self)
 {
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {.ss_family = AF_UNSPEC};
     socklen_t size = sizeof bound;
     char host[INET6_ADDRSTRLEN];
     char port[8];

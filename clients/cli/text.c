@@ -136,6 +136,7 @@ enum cli_exit command_text(const struct cli_options *options)
     struct luna_answer *answer = NULL;
     enum cli_exit result = call_text(options, &request, &client, &answer);
     if (result == EXIT_DONE) {
+        assert(answer != NULL);
         if (write_encoding(options, answer, output, &error) != STATUS_OK)
             result = cli_error(&error);
         else if (options->json)

@@ -28,8 +28,10 @@ static void prepare_normalization(const struct convolution *op, const struct cpu
                                   uint32_t image, const struct patch *patch)
 {
     const struct reference_moments *moments = cpu_address(run, &op->norm.statistics);
-    moments += (uint64_t)image * op->c;
     const float *gamma = reference_data(op->norm.gamma);
+    assert(moments != NULL);
+    assert(gamma != NULL);
+    moments += (uint64_t)image * op->c;
     uint32_t width = op->c / op->norm.groups;
     for (uint32_t first = 0; first < op->c; first += width) {
         double mean = 0;

@@ -16,6 +16,8 @@ static double activate(enum activation activation, double x)
 
 static double dot(const float *a, const float *b, uint32_t count)
 {
+    assert(a != NULL);
+    assert(b != NULL);
     double sum = 0;
     for (uint32_t i = 0; i < count; i++) sum += (double)a[i] * (double)b[i];
     return sum;

@@ -42,6 +42,7 @@ enum status image_read_bytes(struct image *out, struct bytes file, uint64_t pixe
                              struct error *error)
 {
     assert(out != NULL);
+    assert(file.data != NULL || file.size == 0);
     struct image image = {.pixels = NULL};
     enum status status = STATUS_OK;
     if (file.size >= 8 && memcmp(file.data, "\x89PNG\r\n\x1a\n", 8) == 0) {

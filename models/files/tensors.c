@@ -121,6 +121,7 @@ enum status tensor_table_from_tensors(struct tensor_table **out, const struct te
     struct tensor_table *self = NULL;
     enum status status = table_create(&self, count, names_bytes, error);
     if (status != STATUS_OK) goto done;
+    assert(self != NULL);
     self->sources = calloc(sources_count + 1u, sizeof *self->sources);
     if (self->sources == NULL) {
         status = error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a table");

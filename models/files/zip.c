@@ -69,6 +69,7 @@ static enum status read_end(const struct file_map *file, struct end *out, struct
     }
     if (status == STATUS_OK && end == NULL) status = damaged(error, "its directory is missing");
     if (status == STATUS_OK) {
+        assert(end != NULL);
         *out = (struct end){load_u16(end + 10), load_u32(end + 12), load_u32(end + 16)};
         status = read_end64(file, file->bytes - bytes + (uint64_t)(end - tail), out, error);
     }

@@ -1,8 +1,8 @@
 // zip.h - the directory of a zip file whose entries are stored, not compressed, and where they lie.
 //
-// libzip reads entries but does not tell at which offset of the file they begin; that is all that
-// is needed here, because stored entries are mapped. The directory at the end of the file is the
-// only one believed; the header in front of an entry must agree with it about the name.
+// All that is wanted of an entry is where it begins, because stored entries are mapped; that is
+// what libraries for zip files do not tell. The directory at the end of the file is the only one
+// believed; the header in front of an entry must agree with it about the name.
 
 #ifndef MODELS_FILES_ZIP_H
 #define MODELS_FILES_ZIP_H

@@ -98,6 +98,7 @@ static struct bytes strip_commas(struct bytes name)
 // spaces. out has room for the part and two more bytes. Returns the bytes written.
 static uint64_t join_rest(char *out, const struct bytes *front, struct bytes part, uint64_t at)
 {
+    assert(out != NULL);
     uint64_t written = 0;
     if (front != NULL) {
         memcpy(out, front->data, front->size);

@@ -366,6 +366,7 @@ static void write_columns(const struct text_batch *self, const struct batch_text
         const float *from = part->hidden + (position * tokens + i % tokens) * width;
         double weight = chunks->items[i].weight;
         if (weight != 1.0) {
+            assert(empty != NULL);
             interpolate(out, from, empty + (uint64_t)(i % tokens) * width, weight, width);
         } else {
             memcpy(out, from, width * sizeof *out);

@@ -1,4 +1,4 @@
-// test_small.c - log lines, counters, and what systemd is told.
+// test_small.c - log lines, and what systemd is told.
 
 #include <stddef.h>
 #include <stdio.h>
@@ -8,7 +8,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "runtime/counters.h"
 #include "runtime/log.h"
 #include "runtime/notify.h"
 #include "tests/test.h"
@@ -103,50 +102,6 @@ static void levels_have_names_and_actors_may_have_their_own(void **state)
     assert_int_equal(level, LOG_DEBUG);
 }
 
-// --- Counters
-
-static void a_counter_is_one_by_name_and_labels(void **state)
-{
-    (void)state;
-    struct counters counters = {0};
-    struct counter *vae = counters_find(&counters, "requests", "op=\"vae\"", false);
-    struct counter *text = counters_find(&counters, "requests", "op=\"text\"", false);
-    struct counter *queued = counters_find(&counters, "queued", "", true);
-    counter_add(vae, 1);
-    counter_add(vae, 2);
-    counter_add(queued, 5);
-    counter_add(queued, -2);
-    assert_ptr_equal(counters_find(&counters, "requests", "op=\"vae\"", false), vae);
-    assert_true(vae->value == 3);
-    assert_true(text->value == 0);
-    assert_true(queued->value == 3);
-    counter_set(queued, 1);
-    assert_true(queued->value == 1);
-    assert_int_equal(counters.count, 3);
-}
-
-static void a_full_registry_counts_no_more_and_does_no_harm(void **state)
-{
-    (void)state;
-    struct counters *counters = calloc(1, sizeof *counters);
-    char label[32];
-    for (unsigned i = 0; i < COUNTERS_MAX; i++) {
-        snprintf(label, sizeof label, "n=\"%u\"", i);
-        assert_non_null(counters_find(counters, "x", label, false));
-    }
-    struct counter *none = counters_find(counters, "x", "n=\"more\"", false);
-    assert_null(none);
-    counter_add(none, 1);
-    counter_set(none, 1);
-    assert_non_null(counters_find(counters, "x", "n=\"0\"", false));
-    char longer[COUNTER_LABELS_BYTES + 1];
-    memset(longer, 'x', sizeof longer - 1);
-    longer[sizeof longer - 1] = '\0';
-    counters->count = 0;
-    assert_null(counters_find(counters, "x", longer, false));
-    free(counters);
-}
-
 // --- Notify
 
 // A socket as systemd's; its name is in name.
@@ -219,8 +174,6 @@ int main(void)
         cmocka_unit_test(unimportant_lines_are_not_written),
         cmocka_unit_test(nothing_that_is_logged_breaks_the_line),
         cmocka_unit_test(levels_have_names_and_actors_may_have_their_own),
-        cmocka_unit_test(a_counter_is_one_by_name_and_labels),
-        cmocka_unit_test(a_full_registry_counts_no_more_and_does_no_harm),
         cmocka_unit_test(systemd_is_told_by_path_and_by_abstract_name),
         cmocka_unit_test(nobody_is_told_when_nobody_wants_to_know),
         cmocka_unit_test(the_watchdog_is_fed_twice_in_its_time),
