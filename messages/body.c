@@ -7,9 +7,9 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <math.h>
 
 #include "messages/inputs.h"
+#include "messages/loras.h"
 
 #define TILE_DEFAULT 512u    // pixels
 #define OVERLAP_DEFAULT 64u  // pixels
@@ -17,15 +17,14 @@
 #define TILE_STEP 8u         // pixels; tile and overlap are taken down to a multiple
 #define TILE_MAX 65536u      // pixels
 #define CLIP_SKIP_MAX 64     // no text encoder has more layers
-#define FACTOR_MAX 1e6f      // of a strength or a scaling
 #define WORKERS_MAX 256u
 #define MARGIN_MB_MAX (1u << 24)
 
 struct operation {
     luna_Operation number;
-    const char *name;             // as in luna.proto
-    const pb_msgdesc_t *request;  // NULL: not yet
-    const pb_msgdesc_t *reply;    // NULL: not yet
+    const char *name;  // as in luna.proto
+    const pb_msgdesc_t *request;
+    const pb_msgdesc_t *reply;
 };
 
 static const struct operation operations[] = {
@@ -35,15 +34,15 @@ static const struct operation operations[] = {
     {luna_Operation_ENCODE_TEXT, "ENCODE_TEXT", luna_EncodeText_fields, luna_TextReply_fields},
     {luna_Operation_ENCODE_TOKENS, "ENCODE_TOKENS", luna_EncodeText_fields, luna_TextReply_fields},
     {luna_Operation_TOKENIZE, "TOKENIZE", luna_Tokenize_fields, luna_TextReply_fields},
-    {luna_Operation_LORA_PUT, "LORA_PUT", NULL, NULL},
-    {luna_Operation_LORA_HAS, "LORA_HAS", NULL, NULL},
-    {luna_Operation_LORA_GET, "LORA_GET", NULL, NULL},
-    {luna_Operation_LORA_LIST, "LORA_LIST", NULL, NULL},
-    {luna_Operation_LORA_SCAN, "LORA_SCAN", NULL, NULL},
-    {luna_Operation_LORA_STATS, "LORA_STATS", NULL, NULL},
-    {luna_Operation_LORA_PIN, "LORA_PIN", NULL, NULL},
-    {luna_Operation_LORA_UNPIN, "LORA_UNPIN", NULL, NULL},
-    {luna_Operation_LORA_EVICT, "LORA_EVICT", NULL, NULL},
+    {luna_Operation_LORA_PUT, "LORA_PUT", luna_LoraPut_fields, luna_LoraReply_fields},
+    {luna_Operation_LORA_HAS, "LORA_HAS", luna_LoraName_fields, luna_LoraReply_fields},
+    {luna_Operation_LORA_GET, "LORA_GET", luna_LoraGet_fields, luna_LoraReply_fields},
+    {luna_Operation_LORA_LIST, "LORA_LIST", luna_Page_fields, luna_LoraListReply_fields},
+    {luna_Operation_LORA_SCAN, "LORA_SCAN", luna_Empty_fields, luna_LoraScanReply_fields},
+    {luna_Operation_LORA_STATS, "LORA_STATS", luna_Empty_fields, luna_LoraStats_fields},
+    {luna_Operation_LORA_PIN, "LORA_PIN", luna_LoraName_fields, luna_LoraReply_fields},
+    {luna_Operation_LORA_UNPIN, "LORA_UNPIN", luna_LoraName_fields, luna_LoraReply_fields},
+    {luna_Operation_LORA_EVICT, "LORA_EVICT", luna_LoraName_fields, luna_LoraReply_fields},
     {luna_Operation_MODEL_REGISTER, "MODEL_REGISTER", luna_ModelRegister_fields,
      luna_ModelReply_fields},
     {luna_Operation_MODEL_LOAD, "MODEL_LOAD", luna_ModelName_fields, luna_ModelReply_fields},
@@ -163,54 +162,16 @@ static enum status check_decode_latent(luna_DecodeLatent *message, struct error 
     return status != STATUS_OK ? status : check_output(&message->output, true, error);
 }
 
-static enum status check_factor(const char *what, const char *of, float value, struct error *error)
-{
-    if (isfinite(value) && fabsf(value) <= FACTOR_MAX) return STATUS_OK;
-    return error_set(error, STATUS_INVALID_ARGUMENT, "%s%s is %g, not within -%g to %g", what, of,
-                     (double)value, (double)FACTOR_MAX, (double)FACTOR_MAX);
-}
-
-static enum status check_lora(luna_LoraEntry *entry, uint32_t index, struct error *error)
-{
-    if (entry->reference[0] == '\0') {
-        return error_set(error, STATUS_INVALID_ARGUMENT, "LoRA %" PRIu32 " has no name", index);
-    }
-    if (!entry->has_strength_l) entry->strength_l = entry->strength;
-    if (!entry->has_strength_g) entry->strength_g = entry->strength;
-    if (!entry->has_scaling) entry->scaling = 1.0f;
-    entry->has_strength_l = entry->has_strength_g = entry->has_scaling = true;
-
-    const float values[] = {entry->strength, entry->strength_l, entry->strength_g, entry->scaling};
-    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
-        enum status status =
-            check_factor("a strength of LoRA ", entry->reference, values[i], error);
-        if (status != STATUS_OK) return status;
-    }
-    return STATUS_OK;
-}
-
-static enum status check_encode_text(luna_EncodeText *message, struct error *error)
+static enum status check_encode_text(const luna_Header *header, luna_EncodeText *message,
+                                     struct error *error)
 {
     if (message->clip_skip < -CLIP_SKIP_MAX || message->clip_skip > CLIP_SKIP_MAX) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "clip skip %" PRIi32 " is not within -%d to %d", message->clip_skip,
                          CLIP_SKIP_MAX, CLIP_SKIP_MAX);
     }
-    if (!message->has_lora_multiplier) message->lora_multiplier = 1.0f;
-    if (!message->has_lora_scaling) message->lora_scaling = 1.0f;
-    message->has_lora_multiplier = message->has_lora_scaling = true;
-
     enum status status = check_output(&message->output, false, error);
-    if (status == STATUS_OK) {
-        status = check_factor("the LoRA multiplier", "", message->lora_multiplier, error);
-    }
-    if (status == STATUS_OK) {
-        status = check_factor("the LoRA scaling", "", message->lora_scaling, error);
-    }
-    for (uint32_t i = 0; i < message->loras_count && status == STATUS_OK; i++) {
-        status = check_lora(&message->loras[i], i, error);
-    }
-    return status;
+    return status != STATUS_OK ? status : codec_check_stack(header, message, error);
 }
 
 static enum status check_model_name(const char *name, struct error *error)
@@ -285,17 +246,26 @@ static enum status check_cancel(const luna_Cancel *message, struct error *error)
                      (unsigned)message->id.size, CODEC_ID_BYTES);
 }
 
-static enum status check_body(luna_Operation operation, union codec_request *request,
+static enum status check_body(const luna_Header *header, union codec_request *request,
                               struct error *error)
 {
-    switch (operation) {
+    switch (header->operation) {
     case luna_Operation_ENCODE_IMAGE:
         return check_encode_image(&request->encode_image, error);
     case luna_Operation_DECODE_LATENT:
         return check_decode_latent(&request->decode_latent, error);
     case luna_Operation_ENCODE_TEXT:
     case luna_Operation_ENCODE_TOKENS:
-        return check_encode_text(&request->encode_text, error);
+        return check_encode_text(header, &request->encode_text, error);
+    case luna_Operation_LORA_PUT:
+        return codec_check_lora_put(header, &request->lora_put, error);
+    case luna_Operation_LORA_GET:
+        return codec_check_lora_reference(request->lora_get.reference, error);
+    case luna_Operation_LORA_HAS:
+    case luna_Operation_LORA_PIN:
+    case luna_Operation_LORA_UNPIN:
+    case luna_Operation_LORA_EVICT:
+        return codec_check_lora_reference(request->lora_name.reference, error);
     case luna_Operation_MODEL_REGISTER:
         return check_model_register(&request->model_register, error);
     case luna_Operation_MODEL_LOAD:
@@ -316,12 +286,12 @@ enum status codec_decode_request(const luna_Header *header, struct bytes frame,
     assert(header != NULL && header->kind == luna_Kind_REQUEST);
     assert(out != NULL);
     const struct operation *operation = find_operation(header->operation);
-    if (operation == NULL || operation->request == NULL) {
-        return error_set(error, STATUS_UNIMPLEMENTED, "%s is not implemented yet",
-                         operation != NULL ? operation->name : "this operation");
+    if (operation == NULL) {
+        return error_set(error, STATUS_UNIMPLEMENTED, "operation %d is not known here",
+                         (int)header->operation);
     }
     enum status status = codec_decode(operation->request, frame, out, error);
-    if (status == STATUS_OK) status = check_body(header->operation, out, error);
     if (status == STATUS_OK) status = codec_check_inputs(header, error);
+    if (status == STATUS_OK) status = check_body(header, out, error);
     return status;
 }

@@ -81,6 +81,60 @@ static bool strings_valid(pb_istream_t *stream, const pb_msgdesc_t *type, void *
     }
 }
 
+// How often a field comes in a message.
+static uint32_t count_field(pb_istream_t stream, uint32_t tag)
+{
+    uint32_t count = 0;
+    uint32_t found = 0;
+    pb_wire_type_t wire = PB_WT_VARINT;
+    bool end = false;
+    while (pb_decode_tag(&stream, &wire, &found, &end) && pb_skip_field(&stream, wire)) {
+        count += found == tag;
+    }
+    return count;
+}
+
+// Says which limit a message broke that nanopb refused, with both numbers; false when it was none.
+static bool explain(pb_istream_t stream, const pb_msgdesc_t *type, void *message,
+                    struct error *error)
+{
+    const pb_istream_t whole = stream;
+    uint32_t tag = 0;
+    pb_wire_type_t wire = PB_WT_VARINT;
+    bool end = false;
+    while (pb_decode_tag(&stream, &wire, &tag, &end)) {
+        pb_field_iter_t field;
+        bool known = pb_field_iter_begin(&field, type, message) && pb_field_iter_find(&field, tag);
+        bool repeated = known && PB_HTYPE(field.type) == PB_HTYPE_REPEATED;
+        uint32_t count = repeated ? count_field(whole, tag) : 0;
+        if (repeated && count > field.array_size) {
+            error_set(error, STATUS_INVALID_ARGUMENT,
+                      "malformed message: field %" PRIu32 " comes %" PRIu32
+                      " times, at most %u are read",
+                      tag, count, (unsigned)field.array_size);
+            return true;
+        }
+        pb_istream_t inside;
+        if (wire != PB_WT_STRING) {
+            if (!pb_skip_field(&stream, wire)) return false;
+            continue;
+        }
+        if (!pb_make_string_substream(&stream, &inside)) return false;
+        if (known && PB_LTYPE_IS_SUBMSG(field.type)) {
+            if (explain(inside, field.submsg_desc, field.pData, error)) return true;
+        } else if (known && PB_LTYPE(field.type) == PB_LTYPE_STRING &&
+                   inside.bytes_left >= field.data_size) {
+            error_set(error, STATUS_INVALID_ARGUMENT,
+                      "malformed message: field %" PRIu32 " is a text of %zu bytes, at most %u "
+                      "are read",
+                      tag, inside.bytes_left, (unsigned)field.data_size - 1);
+            return true;
+        }
+        if (!pb_close_string_substream(&stream, &inside)) return false;
+    }
+    return false;
+}
+
 enum status codec_decode(const pb_msgdesc_t *type, struct bytes frame, void *out,
                          struct error *error)
 {
@@ -93,6 +147,7 @@ enum status codec_decode(const pb_msgdesc_t *type, struct bytes frame, void *out
     }
     pb_istream_t stream = codec_stream(frame);
     if (!pb_decode(&stream, type, out)) {
+        if (explain(codec_stream(frame), type, out, error)) return STATUS_INVALID_ARGUMENT;
         return error_set(error, STATUS_INVALID_ARGUMENT, "malformed message: %s",
                          PB_GET_ERROR(&stream));
     }

@@ -45,6 +45,7 @@ _Static_assert(CODEC_HEADER_BYTES_MAX <= CODEC_FRAME_BYTES_MAX, "we read what we
 _Static_assert(CODEC_BODY_BYTES_MAX <= CODEC_FRAME_BYTES_MAX, "we read what we write");
 _Static_assert(CODEC_BODY_BYTES_MAX >= luna_Status_size, "the longest body");
 _Static_assert(CODEC_BODY_BYTES_MAX >= luna_EncodeText_size, "the longest body");
+_Static_assert(CODEC_BODY_BYTES_MAX >= luna_LoraListReply_size, "the longest body");
 
 // Where an encoder writes.
 struct codec_buffer {
@@ -65,9 +66,12 @@ union codec_request {
     luna_DecodeLatent decode_latent;    // DECODE_LATENT
     luna_EncodeText encode_text;        // ENCODE_TEXT, ENCODE_TOKENS
     luna_Tokenize tokenize;             // TOKENIZE
+    luna_LoraPut lora_put;              // LORA_PUT
+    luna_LoraName lora_name;            // LORA_HAS, LORA_PIN, LORA_UNPIN, LORA_EVICT
+    luna_LoraGet lora_get;              // LORA_GET
     luna_ModelRegister model_register;  // MODEL_REGISTER
     luna_ModelName model_name;          // MODEL_LOAD, MODEL_UNLOAD
-    luna_Page page;                     // MODEL_LIST
+    luna_Page page;                     // LORA_LIST, MODEL_LIST
     luna_Cancel cancel;                 // CANCEL
     luna_Limits limits;                 // LIMITS
     luna_Empty empty;                   // all others
@@ -116,7 +120,7 @@ const luna_Tensor *codec_find_room(const luna_Header *header, const char *name);
 // operation takes are there, with the ranks and types it takes, and no others. Fills in defaults:
 // tile, overlap, passes, output; multiplier and scalings 1; strength_l and strength_g from
 // strength. On failure the content of *out is not to be used.
-// Errors:    INVALID_ARGUMENT, UNIMPLEMENTED for operations that this daemon does not have yet.
+// Errors:    INVALID_ARGUMENT; UNIMPLEMENTED for a number that is no operation.
 // Thread:    any.
 enum status codec_decode_request(const luna_Header *header, struct bytes frame,
                                  union codec_request *out, struct error *error);
@@ -141,7 +145,7 @@ enum status codec_decode(const pb_msgdesc_t *type, struct bytes frame, void *out
 enum status codec_encode(const pb_msgdesc_t *type, const void *message, struct codec_buffer *out,
                          struct error *error);
 
-// The types of an operation's bodies; NULL for operations that have none yet.
+// The types of an operation's bodies; NULL for a number that is no operation.
 // Thread:    any.
 const pb_msgdesc_t *codec_request_type(luna_Operation operation);
 const pb_msgdesc_t *codec_reply_type(luna_Operation operation);

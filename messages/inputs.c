@@ -14,6 +14,7 @@
 
 #define TOKENS_PER_CHUNK 77u
 #define NEGATIVE "negative."
+#define ONE_SHOT "lora."  // what the tensors of adapters begin with
 
 static const char *const text_names[] = {"prompt", "prompt_2", "negative", "negative_2"};
 static const char *const token_names[] = {"l", "g", "h"};  // encoders
@@ -106,10 +107,32 @@ static enum status check_tokens(const luna_Header *header, const luna_Tensor *te
                      "tensors \"%s\" and \"%s\" have different shapes", tensor->name, twin);
 }
 
+static bool is_one_shot(const luna_Header *header, const luna_Tensor *tensor)
+{
+    bool takes = header->operation == luna_Operation_ENCODE_TEXT ||
+                 header->operation == luna_Operation_ENCODE_TOKENS;
+    return takes && strncmp(tensor->name, ONE_SHOT, strlen(ONE_SHOT)) == 0;
+}
+
+// An adapter's file.
+static enum status check_lora_file(const luna_Tensor *tensor, struct error *error)
+{
+    if (tensor->dtype != luna_Dtype_U8 || tensor->dims_count != 1) {
+        return refuse(tensor, "a file's bytes in U8 of rank 1", error);
+    }
+    if (tensor->bytes > 0) return STATUS_OK;
+    return error_set(error, STATUS_INVALID_ARGUMENT, "tensor \"%s\" is an empty file",
+                     tensor->name);
+}
+
 static enum status check_input(const luna_Header *header, const luna_Tensor *tensor,
                                struct error *error)
 {
+    if (is_one_shot(header, tensor)) return check_lora_file(tensor, error);
     switch (header->operation) {
+    case luna_Operation_LORA_PUT:
+        if (strcmp(tensor->name, "file") != 0) return unknown(header, tensor, error);
+        return check_lora_file(tensor, error);
     case luna_Operation_ENCODE_IMAGE:
         return check_image(header, tensor, error);
     case luna_Operation_DECODE_LATENT:
@@ -193,6 +216,7 @@ enum status codec_check_limits(const luna_Header *header, const struct codec_lim
         const luna_Tensor *tensor = &header->tensors[i];
         enum status status = STATUS_OK;
         if (tensor->room) continue;
+        if (is_one_shot(header, tensor)) continue;
         if (text) status = check_text_limit(tensor, limits->text_bytes_max, error);
         if (image) status = check_image_limit(tensor, limits->image_pixels_max, error);
         if (status != STATUS_OK) return status;

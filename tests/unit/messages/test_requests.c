@@ -319,14 +319,140 @@ static void cancel_and_limits_are_checked(void **state)
     assert_refused(io, &header, "memory margin");
 }
 
-static void operations_to_come_say_so(void **state)
+static void a_stack_of_a_thousand_is_refused_with_both_numbers(void **state)
 {
     struct bodies *io = *state;
-    luna_Header header = request_of(luna_Operation_LORA_PUT);
+    luna_Header header = text_request();
+    uint8_t frame[5000];
+    for (uint32_t i = 0; i < 1000; i++) memcpy(frame + 5 * i, "\x22\x03\x0a\x01x", 5);
     struct error error = {0};
-    assert_int_equal(codec_decode_request(&header, bytes_of(NULL, 0), &io->out, &error),
-                     STATUS_UNIMPLEMENTED);
-    assert_string_equal(error.message, "LORA_PUT is not implemented yet");
+    assert_int_equal(codec_decode_request(&header, bytes_of(frame, sizeof frame), &io->out, &error),
+                     STATUS_INVALID_ARGUMENT);
+    assert_string_equal(error.message,
+                        "malformed message: field 4 comes 1000 times, at most 64 are read");
+}
+
+static void a_text_that_is_too_long_is_refused_with_both_numbers(void **state)
+{
+    struct bodies *io = *state;
+    luna_Header header = text_request();
+    uint8_t frame[6 + 298] = {0x22, 0xad, 0x02, 0x0a, 0xaa, 0x02};  // loras {reference: 298 bytes}
+    memset(frame + 6, 'x', sizeof frame - 6);
+    struct error error = {0};
+    assert_int_equal(codec_decode_request(&header, bytes_of(frame, sizeof frame), &io->out, &error),
+                     STATUS_INVALID_ARGUMENT);
+    assert_string_equal(error.message,
+                        "malformed message: field 1 is a text of 298 bytes, at most 255 are read");
+}
+
+static void a_loras_name_has_no_controls_and_leads_nowhere(void **state)
+{
+    struct bodies *io = *state;
+    luna_Header header = text_request();
+    luna_EncodeText *body = &io->in.encode_text;
+    body->loras_count = 1;
+    strcpy(body->loras[0].reference, "a\nb");
+    assert_refused(io, &header, "LoRA \"a\\x0ab\" has control characters");
+    strcpy(body->loras[0].reference, "a\xc2\x85");
+    assert_refused(io, &header, "control characters");
+    const char *const up[] = {"..", "../x", "a/../x", "a/..", "..\\x"};
+    for (size_t i = 0; i < sizeof up / sizeof up[0]; i++) {
+        strcpy(body->loras[0].reference, up[i]);
+        assert_refused(io, &header, "has a step \"..\"");
+    }
+    const char *const fine[] = {"a..b", "folder/x.safetensors", "\xc3\xa4 x", "...", "..a"};
+    for (size_t i = 0; i < sizeof fine / sizeof fine[0]; i++) {
+        strcpy(body->loras[0].reference, fine[i]);
+        assert_accepted(io, &header);
+    }
+
+    header = request_of(luna_Operation_LORA_HAS);
+    memset(&io->in, 0, sizeof io->in);
+    assert_refused(io, &header, "the request names no LoRA");
+    strcpy(io->in.lora_name.reference, "\x7f");
+    assert_refused(io, &header, "control characters");
+    strcpy(io->in.lora_name.reference, "style");
+    assert_accepted(io, &header);
+    add_tensor(&header, "file", luna_Dtype_U8, (uint64_t[]){5, 0, 0, 0});
+    assert_refused(io, &header, "LORA_HAS takes no tensor \"file\"");
+}
+
+static void a_one_shot_belongs_to_exactly_one_entry(void **state)
+{
+    struct bodies *io = *state;
+    luna_Header header = text_request();
+    luna_EncodeText *body = &io->in.encode_text;
+    add_tensor(&header, "lora.0", luna_Dtype_U8, (uint64_t[]){5, 0, 0, 0});
+    assert_refused(io, &header, "tensor \"lora.0\" is the file of 0 LoRAs, not of one");
+    body->loras_count = 1;
+    strcpy(body->loras[0].tensor, "lora.0");
+    assert_accepted(io, &header);
+    header.operation = luna_Operation_TOKENIZE;
+    memset(&io->in, 0, sizeof io->in);
+    assert_refused(io, &header, "TOKENIZE takes no tensor \"lora.0\"");
+    header.operation = luna_Operation_ENCODE_TEXT;
+    body->loras_count = 2;
+    strcpy(body->loras[0].tensor, "lora.0");
+    strcpy(body->loras[1].tensor, "lora.0");
+    assert_refused(io, &header, "is the file of 2 LoRAs");
+    strcpy(body->loras[1].tensor, "lora.1");
+    assert_refused(io, &header, "comes in tensor \"lora.1\", which is not there");
+    strcpy(body->loras[1].tensor, "prompt");
+    assert_refused(io, &header, "has to begin with lora.");
+    body->loras_count = 1;
+    header.tensors[1].dtype = luna_Dtype_F32;
+    header.tensors[1].bytes *= 4;
+    assert_refused(io, &header, "a file's bytes in U8 of rank 1");
+    header.tensors[1] = (luna_Tensor){.dtype = luna_Dtype_U8, .dims_count = 1, .name = "lora.0"};
+    assert_refused(io, &header, "tensor \"lora.0\" is an empty file");
+    // The limit of texts is not that of adapters.
+    header.tensors[1].bytes = header.tensors[1].dims[0] = 1000;
+    const struct codec_limits limits = {.text_bytes_max = 5, .image_pixels_max = 1};
+    struct error error = {0};
+    assert_int_equal(codec_check_limits(&header, &limits, &error), STATUS_OK);
+}
+
+static void each_step_of_an_upload_has_what_it_needs(void **state)
+{
+    struct bodies *io = *state;
+    luna_LoraPut *body = &io->in.lora_put;
+    const char *hash = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789ABCDEF";
+    luna_Header bare = request_of(luna_Operation_LORA_PUT);
+    luna_Header header = bare;
+    add_tensor(&header, "file", luna_Dtype_U8, (uint64_t[]){5, 0, 0, 0});
+
+    assert_refused(io, &bare, "needs a tensor \"file\"");
+    assert_accepted(io, &header);
+    strcpy(body->name, "style\n");
+    assert_refused(io, &header, "control characters");
+    strcpy(body->name, hash);
+    assert_refused(io, &header, "that is what a hash looks like");
+    strcpy(body->name, "style");
+    strcpy(body->hash, "0123");
+    assert_refused(io, &header, "hash \"0123\" is not 64 hexadecimal digits");
+    strcpy(body->hash, hash);
+    assert_accepted(io, &header);
+
+    body->step = luna_LoraPutStep_PUT_BEGIN;
+    assert_refused(io, &header, "takes no tensor \"file\"");
+    assert_refused(io, &bare, "an upload of 0 bytes");
+    body->bytes = 1;
+    assert_accepted(io, &bare);
+    body->hash[0] = '\0';
+    assert_refused(io, &bare, "an upload begins with its hash");
+
+    body->step = luna_LoraPutStep_PUT_CHUNK;
+    assert_refused(io, &header, "the step names no upload");
+    body->upload = 7;
+    assert_accepted(io, &header);
+    body->offset = UINT64_MAX;
+    assert_refused(io, &header, "a chunk of 5 bytes cannot start at 18446744073709551615");
+    body->step = luna_LoraPutStep_PUT_COMMIT;
+    assert_accepted(io, &bare);
+    body->step = luna_LoraPutStep_PUT_ABORT;
+    assert_accepted(io, &bare);
+    body->step = (luna_LoraPutStep)9;
+    assert_refused(io, &header, "step 9 is none of 0 to 4");
 }
 
 static void every_operation_has_a_name_and_no_other_number_has(void **state)
@@ -478,7 +604,14 @@ int main(void)
                                         prepare, end),
         cmocka_unit_test_setup_teardown(a_model_has_a_name_and_files, prepare, end),
         cmocka_unit_test_setup_teardown(cancel_and_limits_are_checked, prepare, end),
-        cmocka_unit_test_setup_teardown(operations_to_come_say_so, prepare, end),
+        cmocka_unit_test_setup_teardown(a_stack_of_a_thousand_is_refused_with_both_numbers, prepare,
+                                        end),
+        cmocka_unit_test_setup_teardown(a_text_that_is_too_long_is_refused_with_both_numbers,
+                                        prepare, end),
+        cmocka_unit_test_setup_teardown(a_loras_name_has_no_controls_and_leads_nowhere, prepare,
+                                        end),
+        cmocka_unit_test_setup_teardown(a_one_shot_belongs_to_exactly_one_entry, prepare, end),
+        cmocka_unit_test_setup_teardown(each_step_of_an_upload_has_what_it_needs, prepare, end),
         cmocka_unit_test_setup_teardown(every_operation_has_a_name_and_no_other_number_has, prepare,
                                         end),
         cmocka_unit_test_setup_teardown(texts_and_images_have_configured_limits, prepare, end),
