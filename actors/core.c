@@ -33,6 +33,7 @@ struct core {
     struct core_arguments arguments;               // of the actors
     const char *endpoints[PROCESS_LISTENERS_MAX];  // of the listeners
     int descriptors[PROCESS_LISTENERS_MAX];        // of the listeners
+    char loras_path[SOCKET_ENDPOINT_BYTES];        // of SOCKET_LORAS
     struct log log;                                // of the main thread
     void *zmq;                                     // context
     struct loop *loop;                             // of the main thread
@@ -207,8 +208,10 @@ static enum status read_arguments(struct core *self, int argc, char **argv, stru
         self->endpoints[i] = argv[6 + i];
         self->descriptors[i] = PROCESS_CONFIG_DESCRIPTOR + 1 + (int)i;
     }
+    process_loras_path(self->loras_path, sizeof self->loras_path, argv[3]);
     self->arguments = (struct core_arguments){.private_directory = argv[2],
                                               .lease_path = argv[3],
+                                              .loras_path = self->loras_path,
                                               .listen_descriptors = self->descriptors,
                                               .listen_endpoints = self->endpoints,
                                               .listen_count = listeners,

@@ -11,6 +11,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "actors/topology.h"
+#include "base/text.h"
+
 static bool write_all(int descriptor, const char *text, size_t size)
 {
     while (size > 0) {
@@ -70,6 +73,21 @@ bool process_number(const char *text, uint64_t *out)
     if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0) return false;
     *out = value;
     return true;
+}
+
+void process_loras_path(char *out, size_t out_bytes, const char *lease_path)
+{
+    assert(out != NULL);
+    assert(lease_path != NULL);
+    const size_t length = strlen(lease_path);
+    const size_t name = strlen(SOCKET_LEASES);
+    const size_t suffix = strlen(".lease");
+    text_set(out, out_bytes, "");
+    if (length >= name && strcmp(lease_path + length - name, SOCKET_LEASES) == 0) {
+        snprintf(out, out_bytes, "%.*s%s", (int)(length - name), lease_path, SOCKET_LORAS);
+    } else if (length >= suffix) {
+        snprintf(out, out_bytes, "%.*s.lora", (int)(length - suffix), lease_path);
+    }
 }
 
 void process_say_error(const struct error *error)

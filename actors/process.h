@@ -47,6 +47,10 @@ struct log process_log(const struct config *config, const char *name);
 // Reads a decimal number that is all of text; false for anything else.
 bool process_number(const char *text, uint64_t *out);
 
+// Where the LoRA store's socket for clients lies: beside that of the leases, with a name that is no
+// longer. "" for "".
+void process_loras_path(char *out, size_t out_bytes, const char *lease_path);
+
 // Says on stderr why a process cannot start.
 void process_say_error(const struct error *error);
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "actors/event.h"
+#include "actors/process.h"
 #include "actors/supervisor.h"
 #include "actors/topology.h"
 #include "actors/torch_child.h"
@@ -178,7 +179,12 @@ static enum status prepare(struct serve *self, struct error *error)
 static void tidy_up(struct serve *self)
 {
     for (uint32_t i = 0; i < self->listeners_count; i++) listener_close(&self->listeners[i]);
-    if (self->listeners_count > 0 && self->lease_path[0] != '\0') unlink(self->lease_path);
+    if (self->listeners_count > 0 && self->lease_path[0] != '\0') {
+        char loras_path[SOCKET_ENDPOINT_BYTES];
+        process_loras_path(loras_path, sizeof loras_path, self->lease_path);
+        unlink(self->lease_path);
+        unlink(loras_path);
+    }
     if (self->private_directory[0] != '\0') private_directory_remove(self->private_directory);
     if (self->signals >= 0) close(self->signals);
     config_destroy(&self->config);

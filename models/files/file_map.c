@@ -27,17 +27,12 @@ static enum status open_failed(const char *path, int number, struct error *error
     return error_set(error, status, "file \"%s\": %s", file_name(path), strerror(number));
 }
 
-enum status file_map_open(struct file_map *out, const char *path, struct error *error)
+// Maps what map->descriptor holds, which is closed on failure.
+static enum status map_file(struct file_map *map, const char *path, struct error *error)
 {
-    assert(out != NULL);
-    assert(path != NULL);
-    enum status status = STATUS_OK;
-    struct file_map map = FILE_MAP_NONE;
     struct stat facts;
-
-    // O_NONBLOCK: a FIFO must not hold the daemon up; it has no effect on regular files.
-    map.descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (map.descriptor < 0 || fstat(map.descriptor, &facts) != 0) {
+    enum status status = STATUS_OK;
+    if (map->descriptor < 0 || fstat(map->descriptor, &facts) != 0) {
         status = open_failed(path, errno, error);
         goto done;
     }
@@ -46,19 +41,41 @@ enum status file_map_open(struct file_map *out, const char *path, struct error *
                            S_ISREG(facts.st_mode) ? "empty" : "not a regular file");
         goto done;
     }
-    map.bytes = (uint64_t)facts.st_size;
-    map.modified = facts.st_mtim;
-    void *data = mmap(NULL, map.bytes, PROT_READ, MAP_PRIVATE, map.descriptor, 0);
+    map->bytes = (uint64_t)facts.st_size;
+    map->modified = facts.st_mtim;
+    void *data = mmap(NULL, map->bytes, PROT_READ, MAP_PRIVATE, map->descriptor, 0);
     if (data == MAP_FAILED) {
         status = open_failed(path, errno, error);
         goto done;
     }
-    map.data = data;
-    *out = map;
-    map = FILE_MAP_NONE;
+    map->data = data;
 
 done:
-    file_map_close(&map);
+    if (status != STATUS_OK) file_map_close(map);
+    return status;
+}
+
+enum status file_map_open(struct file_map *out, const char *path, struct error *error)
+{
+    assert(out != NULL);
+    assert(path != NULL);
+    struct file_map map = FILE_MAP_NONE;
+    // O_NONBLOCK: a FIFO must not hold the daemon up; it has no effect on regular files.
+    map.descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    enum status status = map_file(&map, path, error);
+    if (status == STATUS_OK) *out = map;
+    return status;
+}
+
+enum status file_map_open_descriptor(struct file_map *out, int descriptor, const char *name,
+                                     struct error *error)
+{
+    assert(out != NULL);
+    assert(descriptor >= 0);
+    struct file_map map = FILE_MAP_NONE;
+    map.descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    enum status status = map_file(&map, name, error);
+    if (status == STATUS_OK) *out = map;
     return status;
 }
 

@@ -37,6 +37,13 @@ const char *file_name(const char *path);
 // Thread:    any.
 enum status file_map_open(struct file_map *out, const char *path, struct error *error);
 
+// The same for a file that is open for reading; name is what messages call it.
+// Ownership: as above; the descriptor stays the caller's, the map has a duplicate.
+// Errors:    as above.
+// Thread:    any.
+enum status file_map_open_descriptor(struct file_map *out, int descriptor, const char *name,
+                                     struct error *error);
+
 // Unmaps and closes. Allowed on FILE_MAP_NONE and twice.
 // Thread:    any, once.
 void file_map_close(struct file_map *self);

@@ -31,6 +31,15 @@ static enum status open_by_content(struct tensor_table **out, struct file_map *m
     return safetensors_open(out, map, error);
 }
 
+static enum status open_map(struct tensor_table **out, struct file_map *map, const char *name,
+                            const struct torch_reader *reader, struct error *error)
+{
+    enum status status = open_by_content(out, map, reader, error);
+    if (status != STATUS_OK) error_prefix(error, "file \"%.100s\"", file_name(name));
+    file_map_close(map);
+    return status;
+}
+
 enum status tensor_table_open(struct tensor_table **out, const char *path,
                               const struct torch_reader *reader, struct error *error)
 {
@@ -39,8 +48,17 @@ enum status tensor_table_open(struct tensor_table **out, const char *path,
     struct file_map map = FILE_MAP_NONE;
     enum status status = file_map_open(&map, path, error);
     if (status != STATUS_OK) return status;
-    status = open_by_content(out, &map, reader, error);
-    if (status != STATUS_OK) error_prefix(error, "file \"%.100s\"", file_name(path));
-    file_map_close(&map);
-    return status;
+    return open_map(out, &map, path, reader, error);
+}
+
+enum status tensor_table_open_descriptor(struct tensor_table **out, int descriptor,
+                                         const char *name, const struct torch_reader *reader,
+                                         struct error *error)
+{
+    assert(out != NULL);
+    assert(name != NULL);
+    struct file_map map = FILE_MAP_NONE;
+    enum status status = file_map_open_descriptor(&map, descriptor, name, error);
+    if (status != STATUS_OK) return status;
+    return open_map(out, &map, name, reader, error);
 }

@@ -53,6 +53,14 @@ struct torch_reader {
 enum status tensor_table_open(struct tensor_table **out, const char *path,
                               const struct torch_reader *reader, struct error *error);
 
+// The same for a file that is open for reading (memory of memfd_create too); name is what messages
+// call it.
+// Ownership: as above; the descriptor stays the caller's, the table has a duplicate.
+// Thread:    any.
+enum status tensor_table_open_descriptor(struct tensor_table **out, int descriptor,
+                                         const char *name, const struct torch_reader *reader,
+                                         struct error *error);
+
 // The same for safetensors bytes that the caller keeps alive and unchanged as long as the table.
 // Thread:    any.
 enum status tensor_table_from_bytes(struct tensor_table **out, struct bytes safetensors,
