@@ -157,6 +157,12 @@ static void on_registry(void *state)
     post_each(self->sockets[ROUTER_REGISTRY], on_letter, self);
 }
 
+static void on_loras(void *state)
+{
+    struct router *self = state;
+    post_each(self->sockets[ROUTER_LORAS], on_letter, self);
+}
+
 static void on_monitor(void *state)
 {
     struct router *self = state;
@@ -231,6 +237,7 @@ static enum status open_core_edges(struct router *self, struct error *error)
         {&self->sockets[ROUTER_SCALER], EDGE_ROUTER_SCALER, ADDRESS_ROUTER_SCALER},
         {&self->sockets[ROUTER_REGISTRY], EDGE_ROUTER_REGISTRY, ADDRESS_ROUTER_REGISTRY},
         {&self->sockets[ROUTER_LEASES], EDGE_ROUTER_LEASES, ADDRESS_ROUTER_LEASES},
+        {&self->sockets[ROUTER_LORAS], EDGE_ROUTER_STORE, ADDRESS_ROUTER_LORAS},
         {&self->sockets[ROUTER_MONITOR], EDGE_ROUTER_MONITOR, ADDRESS_ROUTER_MONITOR},
     };
     for (size_t i = 0; i < sizeof edges / sizeof edges[0]; i++) {
@@ -270,7 +277,7 @@ static enum status watch_all(struct router *self, struct error *error)
         [ROUTER_DATA] = {false, router_on_data}, [ROUTER_CONTROL] = {true, router_on_control},
         [ROUTER_CORE] = {true, on_core},         [ROUTER_SCALER] = {true, on_scaler},
         [ROUTER_REGISTRY] = {true, on_registry}, [ROUTER_LEASES] = {false, router_on_leases},
-        [ROUTER_MONITOR] = {false, on_monitor},
+        [ROUTER_LORAS] = {false, on_loras},      [ROUTER_MONITOR] = {false, on_monitor},
     };
     for (int i = ROUTER_CLIENTS + 1; i < ROUTER_SOCKETS; i++) {
         enum status status =

@@ -183,6 +183,7 @@ static void start_drain(struct router *self, const struct request *request, bool
 static bool needs_admin(luna_Operation operation)
 {
     switch (operation) {
+    case luna_Operation_LORA_SCAN:
     case luna_Operation_MODEL_REGISTER:
     case luna_Operation_MODEL_UNLOAD:
     case luna_Operation_DRAIN:
@@ -227,6 +228,17 @@ static void dispatch_request(struct router *self, struct request *request,
     case luna_Operation_MODEL_UNLOAD:
     case luna_Operation_MODEL_LIST:
         router_ask(self, request, ROUTER_REGISTRY);
+        return;
+    case luna_Operation_LORA_PUT:
+    case luna_Operation_LORA_HAS:
+    case luna_Operation_LORA_GET:
+    case luna_Operation_LORA_LIST:
+    case luna_Operation_LORA_SCAN:
+    case luna_Operation_LORA_STATS:
+    case luna_Operation_LORA_PIN:
+    case luna_Operation_LORA_UNPIN:
+    case luna_Operation_LORA_EVICT:
+        router_ask(self, request, ROUTER_LORAS);
         return;
     default:
         router_submit(self, request);

@@ -444,6 +444,7 @@ void router_ask(struct router *self, struct request *request, enum router_socket
     luna_Letter letter = {.which_letter = luna_Letter_ask_tag};
     letter.letter.ask.job = job->number;
     letter.letter.ask.admin = job->admin;
+    letter.letter.ask.user = self->users[job->user].uid;
     if (router_post(self, to, &letter, &job->frames) != STATUS_OK) {
         error_set(&error, STATUS_RESOURCE_EXHAUSTED, "too many requests of this kind are waiting");
         error.retry_after_ms = 100;

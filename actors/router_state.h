@@ -37,6 +37,7 @@ enum router_socket {
     ROUTER_SCALER,
     ROUTER_REGISTRY,
     ROUTER_LEASES,
+    ROUTER_LORAS,
     ROUTER_MONITOR,
     ROUTER_SOCKETS
 };
