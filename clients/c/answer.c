@@ -12,6 +12,10 @@
 union any_body {
     luna_ImageReply image;
     luna_TextReply text;
+    luna_LoraReply lora;
+    luna_LoraListReply loras;
+    luna_LoraScanReply scan;
+    luna_LoraStats lora_stats;
     luna_ModelReply model;
     luna_ModelListReply models;
     luna_Status status;

@@ -1,31 +1,23 @@
 // lease.c - one packet asks, one answers; the first answer that names a pool brings its descriptor.
 //
-// Every exchange is short and local, so it blocks, with a limit: a session whose other end does not
-// answer in time is over, and its user goes on with frames. Nothing that a packet says is used
-// before it is checked against the size of what was mapped, and a pool that could be shrunk behind
-// our back (a read would then be a SIGBUS) is not mapped at all.
+// A session whose other end does not answer in time is over, and its user goes on with frames.
+// Nothing that a packet says is used before it is checked against the size of what was mapped, and
+// a pool that could be shrunk behind our back (a read would then be a SIGBUS) is not mapped at all.
 
 #include "clients/c/lease.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/checked.h"
-#include "base/text.h"
-#include "messages/codec.h"
+#include "clients/c/packet.h"
 
 #define POOLS_MAX 8u
-#define ANSWER_S_MAX 2  // seconds that an exchange may take
 
 struct pool {
     uint32_t number;  // as the daemon numbers them
@@ -50,23 +42,11 @@ enum status client_leases_create(struct client_leases **out, const char *path, s
 {
     assert(out != NULL);
     assert(path != NULL);
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) {
-        return error_set(error, STATUS_UNAVAILABLE, "the lease socket's path is too long");
-    }
-    text_set(address.sun_path, sizeof address.sun_path, path);
-
-    enum status status = STATUS_OK;
-    const struct timeval limit = {.tv_sec = ANSWER_S_MAX};
     struct client_leases *self = calloc(1, sizeof *self);
     if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "out of memory");
-    self->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (self->fd < 0 || setsockopt(self->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) != 0 ||
-        setsockopt(self->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0 ||
-        connect(self->fd, (const struct sockaddr *)&address, sizeof address) != 0) {
-        status = error_set(error, STATUS_UNAVAILABLE, "lease socket: %s", strerror(errno));
-        goto done;
-    }
+    self->fd = -1;
+    enum status status = client_packet_connect(&self->fd, path, error);
+    if (status != STATUS_OK) goto done;
     *out = self;
     self = NULL;
 
@@ -104,51 +84,20 @@ bool client_leases_idle(const struct client_leases *self)
     return self->held == 0;
 }
 
-// Receives one packet and the descriptor beside it, if there is one (else -1).
-static bool receive(struct client_leases *self, luna_LeaseReply *out, int *descriptor)
-{
-    uint8_t packet[luna_LeaseReply_size + 64];
-    union {
-        char bytes[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec part = {packet, sizeof packet};
-    struct msghdr message = {.msg_iov = &part,
-                             .msg_iovlen = 1,
-                             .msg_control = control.bytes,
-                             .msg_controllen = sizeof control.bytes};
-    ssize_t size = 0;
-    do {
-        size = recvmsg(self->fd, &message, MSG_CMSG_CLOEXEC);
-    } while (size < 0 && errno == EINTR);
-    if (size <= 0) return false;
-
-    *descriptor = -1;
-    struct cmsghdr *extra = CMSG_FIRSTHDR(&message);
-    if (extra != NULL && extra->cmsg_level == SOL_SOCKET && extra->cmsg_type == SCM_RIGHTS &&
-        extra->cmsg_len == CMSG_LEN(sizeof(int))) {
-        memcpy(descriptor, CMSG_DATA(extra), sizeof(int));
-    }
-    bool complete = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
-    struct bytes frame = {packet, (uint64_t)size};
-    if (complete && codec_decode(luna_LeaseReply_fields, frame, out, NULL) == STATUS_OK) {
-        return true;
-    }
-    if (*descriptor >= 0) close(*descriptor);
-    return false;
-}
-
 // Sends one packet and receives its answer; false when the session is over.
 static bool exchange(struct client_leases *self, const luna_LeaseRequest *request,
                      luna_LeaseReply *reply, int *descriptor)
 {
-    uint8_t packet[luna_LeaseRequest_size];
-    struct codec_buffer encoded = {packet, sizeof packet, 0};
-    bool sent = codec_encode(luna_LeaseRequest_fields, request, &encoded, NULL) == STATUS_OK &&
-                send(self->fd, packet, (size_t)encoded.size, MSG_NOSIGNAL) == (ssize_t)encoded.size;
-    if (sent && receive(self, reply, descriptor)) return true;
-    end_session(self);
-    return false;
+    struct client_packet packet = {.request_type = luna_LeaseRequest_fields,
+                                   .request = request,
+                                   .reply_type = luna_LeaseReply_fields,
+                                   .reply = reply};
+    if (!client_packet_exchange(self->fd, &packet)) {
+        end_session(self);
+        return false;
+    }
+    *descriptor = packet.descriptor;
+    return true;
 }
 
 // Maps a pool's descriptor; it must be as large as said, and sealed against shrinking.

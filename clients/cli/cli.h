@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdio.h>
 
+#include "clients/c/lora.h"
 #include "clients/c/luna.h"
 #include "models/files/image_file.h"
 #include "models/files/tensors.h"
@@ -67,6 +68,9 @@ enum cli_exit cli_usage(const struct cli_options *options, const char *format, .
 enum status cli_connect(const struct cli_options *options, struct luna_client **out,
                         struct error *error);
 
+// As cli_connect; prints why not.
+enum cli_exit cli_open(const struct cli_options *options, struct luna_client **out);
+
 // Calls with the options' timeout, model and priority, a progress bar and Ctrl-C as cancel.
 // Ownership: the caller owns *out.
 // Errors:    those of luna_client_call.
@@ -77,6 +81,19 @@ enum status cli_call(const struct cli_options *options, struct luna_client *clie
 // *client.
 enum status cli_ask(const struct cli_options *options, luna_Operation operation, const void *body,
                     struct luna_client **client, struct luna_answer **out, struct error *error);
+
+// As cli_ask; prints the error if there is one. *client and *answer may be there all the same.
+enum cli_exit cli_try(const struct cli_options *options, luna_Operation operation, const void *body,
+                      struct luna_client **client, struct luna_answer **answer);
+
+// How a transfer goes by the options: timeout, a progress bar, Ctrl-C.
+// Ownership: options is borrowed by what comes back.
+struct luna_transfer cli_transfer(const struct cli_options *options);
+
+// Copies standard input, which may be a pipe, into memory that has a descriptor.
+// Ownership: on success the caller closes *out.
+// Errors:    INVALID_ARGUMENT; RESOURCE_EXHAUSTED.
+enum status cli_copy_stdin(int *out, struct error *error);
 
 // Prints one JSON document and frees it.
 void cli_print_json(json_t *document);
@@ -103,8 +120,13 @@ enum cli_exit command_drain(const struct cli_options *options);
 enum cli_exit command_shutdown(const struct cli_options *options);
 enum cli_exit command_bench(const struct cli_options *options);
 
-// A status as the JSON document of the interface.
+// A status, and its part about adapters, as the JSON documents of the interface.
 // Ownership: the caller's.
 json_t *cli_status_json(const luna_Status *status);
+json_t *cli_lora_totals_json(const luna_LoraTotals *totals);
+
+// A number of JSON, and bytes as people read them.
+json_t *cli_integer(uint64_t value);
+double cli_mebibytes(uint64_t bytes);
 
 #endif  // CLIENTS_CLI_CLI_H

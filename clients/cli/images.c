@@ -15,8 +15,6 @@
 
 #define PIXELS_MAX (UINT64_C(1) << 28)
 
-#define STDIN_BYTES_MAX (UINT64_C(1) << 32)
-
 // What a command reads, whichever file it came from.
 struct input {
     int copy;                    // of stdin; -1: a file was named
@@ -33,46 +31,15 @@ static void input_free(struct input *self)
     if (self->copy >= 0) close(self->copy);
 }
 
-static bool write_all(int descriptor, const uint8_t *data, size_t bytes)
-{
-    while (bytes > 0) {
-        ssize_t written = write(descriptor, data, bytes);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) return false;
-        data += written;
-        bytes -= (size_t)written;
-    }
-    return true;
-}
-
-static enum status copy_stdin(struct input *self, struct error *error)
-{
-    uint8_t buffer[65536];
-    uint64_t bytes = 0;
-    self->copy = memfd_create("stdin", MFD_CLOEXEC);
-    if (self->copy < 0) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for stdin");
-    while (true) {
-        ssize_t got = read(STDIN_FILENO, buffer, sizeof buffer);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return error_set(error, STATUS_INVALID_ARGUMENT, "stdin: %s", strerror(errno));
-        if (got == 0) break;
-        bytes += (uint64_t)got;
-        if (bytes > STDIN_BYTES_MAX || !write_all(self->copy, buffer, (size_t)got)) {
-            return error_set(error, STATUS_RESOURCE_EXHAUSTED, "stdin: no memory for %llu bytes",
-                             (unsigned long long)bytes);
-        }
-    }
-    snprintf(self->copy_path, sizeof self->copy_path, "/proc/self/fd/%d", self->copy);
-    return STATUS_OK;
-}
-
 // Replaces the path "-" by one of a copy of stdin.
 static enum status find_path(struct input *self, const char **path, struct error *error)
 {
     if (strcmp(*path, "-") != 0) return STATUS_OK;
-    enum status status = copy_stdin(self, error);
-    if (status == STATUS_OK) *path = self->copy_path;
-    return status;
+    enum status status = cli_copy_stdin(&self->copy, error);
+    if (status != STATUS_OK) return status;
+    snprintf(self->copy_path, sizeof self->copy_path, "/proc/self/fd/%d", self->copy);
+    *path = self->copy_path;
+    return STATUS_OK;
 }
 
 // A safetensors file begins with the length of its header, and then the header's brace.

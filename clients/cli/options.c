@@ -248,7 +248,7 @@ static bool read_work_option(struct cli_options *out, int id, const char *text)
         out->has_target = true;
         return read_pair(text, 'x', out->target);
     case OPTION_LORA_MULTIPLIER:
-        return read_number(text, -100.0, 100.0, &out->lora_multiplier);
+        return read_number(text, -1e6, 1e6, &out->lora_multiplier);
     case OPTION_LORA:
         if (out->loras_count == CLI_LORAS_MAX) return false;
         out->loras[out->loras_count++] = text;

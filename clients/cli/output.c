@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "clients/cli/cli.h"
+
+#define STDIN_BYTES_MAX (UINT64_C(1) << 32)
 
 enum cli_exit cli_error(const struct error *error)
 {
@@ -28,19 +31,94 @@ void cli_print_json(json_t *document)
     json_decref(document);
 }
 
-// A line that is drawn over itself; the answer ends it.
-static void draw_progress(void *context, uint32_t done, uint32_t total)
+json_t *cli_integer(uint64_t value)
 {
-    const struct cli_options *options = context;
+    return json_integer((json_int_t)value);
+}
+
+double cli_mebibytes(uint64_t bytes)
+{
+    return (double)bytes / 1048576.0;
+}
+
+// A line that is drawn over itself; the answer ends it.
+static void draw_bar(const struct cli_options *options, double done, double total, const char *unit)
+{
     enum { WIDTH = 30 };
     char bar[WIDTH + 1];
-    uint32_t filled = total > 0 ? (uint32_t)((uint64_t)done * WIDTH / total) : 0;
-    if (filled > WIDTH) filled = WIDTH;
+    double share = total > 0.0 ? done / total : 0.0;
+    size_t filled = share < 1.0 ? (size_t)(share * WIDTH) : WIDTH;
     memset(bar, '.', WIDTH);
     memset(bar, '#', filled);
     bar[WIDTH] = '\0';
-    fprintf(stderr, "\r%s [%s] %u/%u tiles", options->command, bar, done, total);
+    fprintf(stderr, "\r%s [%s] %.10g/%.10g %s", options->command, bar, done, total, unit);
     fflush(stderr);
+}
+
+static void end_bar(const struct cli_options *options)
+{
+    if (!options->progress) return;
+    fprintf(stderr, "%s", isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "\n");
+}
+
+static void draw_tiles(void *context, uint32_t done, uint32_t total)
+{
+    draw_bar(context, done, total, "tiles");
+}
+
+static void draw_bytes(void *context, uint64_t done, uint64_t total)
+{
+    draw_bar(context, (double)(done >> 20), (double)((total + (1u << 20) - 1) >> 20), "MiB");
+    if (done == total) end_bar(context);
+}
+
+struct luna_transfer cli_transfer(const struct cli_options *options)
+{
+    return (struct luna_transfer){.timeout_ms = options->timeout_ms,
+                                  .on_bytes = options->progress ? draw_bytes : NULL,
+                                  .context = (void *)(uintptr_t)options,
+                                  .stop = options->stop};
+}
+
+static bool write_all(int descriptor, const uint8_t *data, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t written = write(descriptor, data, bytes);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) return false;
+        data += written;
+        bytes -= (size_t)written;
+    }
+    return true;
+}
+
+static enum status fill_from_stdin(int copy, struct error *error)
+{
+    uint8_t buffer[65536];
+    uint64_t bytes = 0;
+    while (true) {
+        ssize_t got = read(STDIN_FILENO, buffer, sizeof buffer);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return error_set(error, STATUS_INVALID_ARGUMENT, "stdin: %s", strerror(errno));
+        if (got == 0) return STATUS_OK;
+        bytes += (uint64_t)got;
+        if (bytes > STDIN_BYTES_MAX || !write_all(copy, buffer, (size_t)got)) {
+            return error_set(error, STATUS_RESOURCE_EXHAUSTED, "stdin: no memory for %llu bytes",
+                             (unsigned long long)bytes);
+        }
+    }
+}
+
+enum status cli_copy_stdin(int *out, struct error *error)
+{
+    int copy = memfd_create("stdin", MFD_CLOEXEC);
+    if (copy < 0) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for stdin");
+    enum status status = fill_from_stdin(copy, error);
+    if (status == STATUS_OK)
+        *out = copy;
+    else
+        close(copy);
+    return status;
 }
 
 static enum status read_key(const char *path, char out[LUNA_KEY_BYTES + 1], struct error *error)
@@ -75,6 +153,19 @@ enum status cli_connect(const struct cli_options *options, struct luna_client **
     return luna_client_create(out, &client, error);
 }
 
+enum cli_exit cli_open(const struct cli_options *options, struct luna_client **out)
+{
+    struct error error;
+    if (options->timeout_ms == 0) {  // libluna takes 0 for its default
+        error_set(&error, STATUS_DEADLINE_EXCEEDED, "the timeout is 0 s");
+        return cli_error(&error);
+    }
+    enum status status = cli_connect(options, out, &error);
+    if (status == STATUS_OK) return EXIT_DONE;
+    enum cli_exit result = cli_error(&error);
+    return status == STATUS_UNAVAILABLE ? EXIT_NOBODY : result;
+}
+
 enum status cli_call(const struct cli_options *options, struct luna_client *client,
                      struct luna_request *request, struct luna_answer **out, struct error *error)
 {
@@ -86,14 +177,11 @@ enum status cli_call(const struct cli_options *options, struct luna_client *clie
     request->priority = options->priority;
     request->stop = options->stop;
     if (options->progress) {
-        request->on_progress = draw_progress;
+        request->on_progress = draw_tiles;
         request->context = (void *)(uintptr_t)options;
     }
     enum status status = luna_client_call(client, request, out, error);
-    if (options->progress && isatty(STDERR_FILENO) == 1)
-        fprintf(stderr, "\r\033[K");
-    else if (options->progress)
-        fprintf(stderr, "\n");
+    end_bar(options);
     return status;
 }
 

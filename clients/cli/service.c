@@ -1,4 +1,4 @@
-// service.c - what the daemon says of itself: status, top, ping, models, loras; drain and shutdown.
+// service.c - what the daemon says of itself: status, top, ping, models; drain and shutdown.
 
 #include <string.h>
 #include <time.h>
@@ -6,9 +6,8 @@
 
 #include "clients/cli/cli.h"
 
-// Connects and asks; prints the error if there is one.
-static enum cli_exit ask(const struct cli_options *options, luna_Operation operation,
-                         const void *body, struct luna_client **client, struct luna_answer **answer)
+enum cli_exit cli_try(const struct cli_options *options, luna_Operation operation, const void *body,
+                      struct luna_client **client, struct luna_answer **answer)
 {
     struct error error;
     *client = NULL;
@@ -24,7 +23,7 @@ static enum cli_exit ask_and_forget(const struct cli_options *options, luna_Oper
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
     if (options->words_count != 0) return cli_usage(options, "no word is wanted");
-    enum cli_exit result = ask(options, operation, NULL, &client, &answer);
+    enum cli_exit result = cli_try(options, operation, NULL, &client, &answer);
     if (result == EXIT_DONE && options->json) cli_print_json(json_object());
     luna_answer_destroy(&answer);
     luna_client_destroy(&client);
@@ -47,7 +46,7 @@ enum cli_exit command_ping(const struct cli_options *options)
     struct luna_answer *answer = NULL;
     struct timespec before, after;
     if (options->words_count != 0) return cli_usage(options, "no word is wanted");
-    enum cli_exit result = ask(options, luna_Operation_PING, NULL, &client, &answer);
+    enum cli_exit result = cli_try(options, luna_Operation_PING, NULL, &client, &answer);
     if (result != EXIT_DONE) return result;
     luna_answer_destroy(&answer);
     clock_gettime(CLOCK_MONOTONIC, &before);
@@ -78,30 +77,26 @@ enum cli_exit command_ping(const struct cli_options *options)
 
 // ---- status
 
-static json_t *integer(uint64_t value)
-{
-    return json_integer((json_int_t)value);
-}
-
 static json_t *device_json(const luna_DeviceStatus *device)
 {
     return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "name", device->name, "label",
-                     device->label, "executor_pid", integer(device->executor_pid),
-                     "memory_total_bytes", integer(device->memory_total_bytes), "memory_free_bytes",
-                     integer(device->memory_free_bytes), "weights_bytes",
-                     integer(device->weights_bytes), "reserved_bytes",
-                     integer(device->reserved_bytes));
+                     device->label, "executor_pid", cli_integer(device->executor_pid),
+                     "memory_total_bytes", cli_integer(device->memory_total_bytes),
+                     "memory_free_bytes", cli_integer(device->memory_free_bytes), "weights_bytes",
+                     cli_integer(device->weights_bytes), "reserved_bytes",
+                     cli_integer(device->reserved_bytes));
 }
 
 static json_t *service_json(const luna_ServiceStatus *service)
 {
-    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:f, s:o, s:s}", "operation",
-                     service->operation, "model", service->model, "device", service->device,
-                     "workers", integer(service->workers), "workers_busy",
-                     integer(service->workers_busy), "workers_min", integer(service->workers_min),
-                     "workers_max", integer(service->workers_max), "queue_depth",
-                     integer(service->queue_depth), "queue_age_seconds", service->queue_age_seconds,
-                     "requests_total", integer(service->requests_total), "state", service->state);
+    return json_pack(
+        "{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:f, s:o, s:s}", "operation", service->operation,
+        "model", service->model, "device", service->device, "workers",
+        cli_integer(service->workers), "workers_busy", cli_integer(service->workers_busy),
+        "workers_min", cli_integer(service->workers_min), "workers_max",
+        cli_integer(service->workers_max), "queue_depth", cli_integer(service->queue_depth),
+        "queue_age_seconds", service->queue_age_seconds, "requests_total",
+        cli_integer(service->requests_total), "state", service->state);
 }
 
 static json_t *model_json(const luna_Model *model)
@@ -114,8 +109,8 @@ static json_t *model_json(const luna_Model *model)
         json_array_append_new(loaded, json_string(model->loaded_on[i]));
     }
     return json_pack("{s:s, s:o, s:s, s:o, s:o, s:s, s:o, s:s, s:s, s:s}", "name", model->name,
-                     "offers", offers, "kind", model->kind, "bytes", integer(model->bytes),
-                     "loaded_on", loaded, "state", model->state, "users", integer(model->users),
+                     "offers", offers, "kind", model->kind, "bytes", cli_integer(model->bytes),
+                     "loaded_on", loaded, "state", model->state, "users", cli_integer(model->users),
                      "hash_vae", model->hash_vae, "hash_text", model->hash_text, "message",
                      model->message);
 }
@@ -135,38 +130,28 @@ json_t *cli_status_json(const luna_Status *status)
         json_array_append_new(models, model_json(&status->models[i]));
     }
     const luna_RequestCounts *requests = &status->requests;
-    const luna_LoraTotals *loras = &status->loras;
     const luna_TransportCounts *transport = &status->transport;
     json_t *document = json_object();
     json_object_set_new(document, "version", json_string(status->version));
-    json_object_set_new(document, "pid", integer(status->pid));
+    json_object_set_new(document, "pid", cli_integer(status->pid));
     json_object_set_new(document, "uptime_seconds", json_real(status->uptime_seconds));
     json_object_set_new(document, "service_type", json_string(status->service_type));
     json_object_set_new(document, "state", json_string(status->state));
-    json_object_set_new(document, "requests",
-                        json_pack("{s:o, s:o, s:o, s:o, s:o}", "total", integer(requests->total),
-                                  "running", integer(requests->running), "queued",
-                                  integer(requests->queued), "failed", integer(requests->failed),
-                                  "cancelled", integer(requests->cancelled)));
+    json_object_set_new(
+        document, "requests",
+        json_pack("{s:o, s:o, s:o, s:o, s:o}", "total", cli_integer(requests->total), "running",
+                  cli_integer(requests->running), "queued", cli_integer(requests->queued), "failed",
+                  cli_integer(requests->failed), "cancelled", cli_integer(requests->cancelled)));
     json_object_set_new(document, "devices", devices);
     json_object_set_new(document, "services", services);
     json_object_set_new(document, "models", models);
-    json_object_set_new(
-        document, "loras",
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:f}", "entries", integer(loras->entries),
-                  "bytes", integer(loras->bytes), "limit_bytes", integer(loras->limit_bytes),
-                  "hits", integer(loras->hits), "misses", integer(loras->misses), "evictions",
-                  integer(loras->evictions), "hit_ratio", loras->hit_ratio));
+    json_object_set_new(document, "loras", cli_lora_totals_json(&status->loras));
     json_object_set_new(document, "transport",
-                        json_pack("{s:o, s:o, s:o}", "frame_bytes", integer(transport->frame_bytes),
-                                  "shared_bytes", integer(transport->shared_bytes), "leases",
-                                  integer(transport->leases)));
+                        json_pack("{s:o, s:o, s:o}", "frame_bytes",
+                                  cli_integer(transport->frame_bytes), "shared_bytes",
+                                  cli_integer(transport->shared_bytes), "leases",
+                                  cli_integer(transport->leases)));
     return document;
-}
-
-static double mebibytes(uint64_t bytes)
-{
-    return (double)bytes / 1048576.0;
 }
 
 static void print_status(const luna_Status *status)
@@ -177,15 +162,21 @@ static void print_status(const luna_Status *status)
            (unsigned long)status->requests.total, (unsigned long)status->requests.running,
            (unsigned long)status->requests.queued, (unsigned long)status->requests.failed,
            (unsigned long)status->requests.cancelled);
-    printf("tensors   %.1f MiB in frames, %.1f MiB in shared memory\n\n",
-           mebibytes(status->transport.frame_bytes), mebibytes(status->transport.shared_bytes));
+    printf("tensors   %.1f MiB in frames, %.1f MiB in shared memory\n",
+           cli_mebibytes(status->transport.frame_bytes),
+           cli_mebibytes(status->transport.shared_bytes));
+    const luna_LoraTotals *loras = &status->loras;
+    printf("loras     %lu  %.1f of %.0f MiB  hits %lu  misses %lu (%.0f %%)  evictions %lu\n\n",
+           (unsigned long)loras->entries, cli_mebibytes(loras->bytes),
+           cli_mebibytes(loras->limit_bytes), (unsigned long)loras->hits,
+           (unsigned long)loras->misses, 100.0 * loras->hit_ratio, (unsigned long)loras->evictions);
     printf("%-10s %-10s %-12s %-12s %-12s %s\n", "DEVICE", "PID", "FREE MiB", "WEIGHTS MiB",
            "ARENAS MiB", "LABEL");
     for (uint32_t i = 0; i < status->devices_count; i++) {
         const luna_DeviceStatus *device = &status->devices[i];
         printf("%-10s %-10u %-12.0f %-12.0f %-12.0f %s\n", device->name, device->executor_pid,
-               mebibytes(device->memory_free_bytes), mebibytes(device->weights_bytes),
-               mebibytes(device->reserved_bytes), device->label);
+               cli_mebibytes(device->memory_free_bytes), cli_mebibytes(device->weights_bytes),
+               cli_mebibytes(device->reserved_bytes), device->label);
     }
     printf("\n%-6s %-20s %-8s %-12s %-6s %-8s %-10s %s\n", "WHAT", "MODEL", "DEVICE", "WORKERS",
            "BUSY", "QUEUED", "REQUESTS", "STATE");
@@ -205,7 +196,7 @@ enum cli_exit command_status(const struct cli_options *options)
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
     if (options->words_count != 0) return cli_usage(options, "no word is wanted");
-    enum cli_exit result = ask(options, luna_Operation_STATUS, NULL, &client, &answer);
+    enum cli_exit result = cli_try(options, luna_Operation_STATUS, NULL, &client, &answer);
     if (result == EXIT_DONE) {
         if (options->json)
             cli_print_json(cli_status_json(answer->body));
@@ -223,7 +214,7 @@ enum cli_exit command_top(const struct cli_options *options)
     struct luna_answer *answer = NULL;
     struct error error;
     if (options->words_count != 0) return cli_usage(options, "no word is wanted");
-    enum cli_exit result = ask(options, luna_Operation_STATUS, NULL, &client, &answer);
+    enum cli_exit result = cli_try(options, luna_Operation_STATUS, NULL, &client, &answer);
     while (result == EXIT_DONE) {
         if (options->json) {
             cli_print_json(cli_status_json(answer->body));
@@ -259,7 +250,7 @@ static void print_model(const luna_Model *model)
            model->offers_vae && model->offers_text ? "vae,text"
            : model->offers_vae                     ? "vae"
                                                    : "text",
-           model->kind, mebibytes(model->bytes), loaded[0] != '\0' ? loaded : "-", model->users,
+           model->kind, cli_mebibytes(model->bytes), loaded[0] != '\0' ? loaded : "-", model->users,
            model->state, model->message);
 }
 
@@ -270,7 +261,7 @@ static enum cli_exit list_models(const struct cli_options *options)
     struct error error;
     json_t *models = json_array();
     luna_Page page = {.offset = 0};
-    enum cli_exit result = ask(options, luna_Operation_MODEL_LIST, &page, &client, &answer);
+    enum cli_exit result = cli_try(options, luna_Operation_MODEL_LIST, &page, &client, &answer);
     if (result == EXIT_DONE && !options->json) {
         printf("%-20s %-9s %-10s %-10s %-10s %-6s %-10s\n", "NAME", "OFFERS", "KIND", "MiB",
                "DEVICE", "USERS", "STATE");
@@ -304,7 +295,7 @@ static enum cli_exit change_model(const struct cli_options *options, luna_Operat
 {
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
-    enum cli_exit result = ask(options, operation, body, &client, &answer);
+    enum cli_exit result = cli_try(options, operation, body, &client, &answer);
     if (result == EXIT_DONE) {
         const luna_ModelReply *reply = answer->body;
         if (options->json)
@@ -358,12 +349,4 @@ enum cli_exit command_models(const struct cli_options *options)
     strncpy(body.name, options->words[1], sizeof body.name - 1);
     return change_model(options, load ? luna_Operation_MODEL_LOAD : luna_Operation_MODEL_UNLOAD,
                         &body);
-}
-
-enum cli_exit command_loras(const struct cli_options *options)
-{
-    (void)options;
-    struct error error;
-    error_set(&error, STATUS_UNIMPLEMENTED, "adapters are not implemented yet");
-    return cli_error(&error);
 }

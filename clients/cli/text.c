@@ -4,9 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "clients/cli/cli.h"
+#include "clients/cli/adapter.h"
 
 #define ROOM_BYTES_MAX (UINT64_C(64) << 20)
+
+// What `luna text` needs from the first word to the file.
+struct encoding {
+    luna_EncodeText body;         // the request's
+    struct luna_tensor texts[4];  // its inputs
+    struct luna_room rooms[2];    // for its answer
+    struct luna_request request;  // of the above
+    struct stack stack;           // --lora
+};
 
 static void print_notes(const luna_TextReply *reply)
 {
@@ -36,9 +45,9 @@ static uint32_t add_texts(const struct cli_options *options, struct luna_tensor 
     return count;
 }
 
-// The sizes that a UNet's conditioning wants travel in the file's metadata: the encoders do not use
-// them.
-static enum status write_encoding(const struct cli_options *options,
+// The sizes that a UNet's conditioning wants travel in the file's metadata (the encoders do not use
+// them), and so does what the adapters did.
+static enum status write_encoding(const struct cli_options *options, const struct stack *stack,
                                   const struct luna_answer *answer, const char *path,
                                   struct error *error)
 {
@@ -51,7 +60,8 @@ static enum status write_encoding(const struct cli_options *options,
         tensors[i].data = tensor->data;
     }
     char size[32], crop[32], target[32];
-    const char *metadata[7];
+    char *loras = NULL;
+    const char *metadata[9];
     uint32_t count = 0;
     snprintf(size, sizeof size, "%ux%u", options->size[0], options->size[1]);
     snprintf(crop, sizeof crop, "%u,%u", options->crop[0], options->crop[1]);
@@ -68,13 +78,25 @@ static enum status write_encoding(const struct cli_options *options,
         metadata[count++] = "target";
         metadata[count++] = target;
     }
+    if (stack->count > 0) {
+        json_t *uses = stack_json(stack, answer->body);
+        loras = json_dumps(uses, JSON_COMPACT | JSON_REAL_PRECISION(9));
+        json_decref(uses);
+    }
+    if (loras != NULL) {
+        metadata[count++] = "loras";
+        metadata[count++] = loras;
+    }
     metadata[count] = NULL;
-    return cli_write_tensors(path, tensors, answer->tensors_count, metadata, error);
+    enum status status = cli_write_tensors(path, tensors, answer->tensors_count, metadata, error);
+    free(loras);
+    return status;
 }
 
-static void print_encoding(const luna_TextReply *reply, const struct luna_answer *answer,
+static void print_encoding(const struct stack *stack, const struct luna_answer *answer,
                            const char *path)
 {
+    const luna_TextReply *reply = answer->body;
     json_t *shapes = json_object();
     json_t *notes = json_array();
     for (uint32_t i = 0; i < answer->tensors_count; i++) {
@@ -86,25 +108,74 @@ static void print_encoding(const luna_TextReply *reply, const struct luna_answer
     }
     for (uint32_t i = 0; i < reply->notes_count; i++)
         json_array_append_new(notes, json_string(reply->notes[i]));
-    cli_print_json(json_pack("{s:s, s:o, s:o, s:i, s:i, s:i, s:s}", "output", path, "shapes",
-                             shapes, "notes", notes, "rows", (int)reply->rows, "queue_ms",
-                             (int)reply->queue_ms, "execute_ms", (int)reply->execute_ms, "device",
-                             reply->device));
+    cli_print_json(json_pack("{s:s, s:o, s:o, s:o, s:b, s:b, s:i, s:i, s:i, s:s}", "output", path,
+                             "shapes", shapes, "notes", notes, "loras", stack_json(stack, reply),
+                             "loras_merged", (int)reply->loras_merged, "cached", (int)reply->cached,
+                             "rows", (int)reply->rows, "queue_ms", (int)reply->queue_ms,
+                             "execute_ms", (int)reply->execute_ms, "device", reply->device));
 }
 
-static enum cli_exit call_text(const struct cli_options *options, struct luna_request *request,
-                               struct luna_client **client, struct luna_answer **answer)
+static void fill_encoding(const struct cli_options *options, struct encoding *out)
+{
+    enum dtype dtype = options->dtype != DTYPE_NONE ? options->dtype : DTYPE_F32;
+    out->body.clip_skip = options->clip_skip;
+    out->body.output = (luna_Dtype)options->dtype;
+    out->rooms[0] = room_for("cond", options->words[0], options->prompt_2, dtype);
+    out->request = (struct luna_request){.operation = luna_Operation_ENCODE_TEXT,
+                                         .body = &out->body,
+                                         .inputs = out->texts,
+                                         .inputs_count = add_texts(options, out->texts),
+                                         .rooms = out->rooms,
+                                         .rooms_count = 1};
+    if (options->negative != NULL) {
+        out->rooms[out->request.rooms_count++] =
+            room_for("negative_cond", options->negative, NULL, dtype);
+    }
+    stack_fill(&out->stack, options, &out->body);
+}
+
+// Asks; when something is not found, puts the adapters of this machine and asks once more.
+static enum status encode(const struct cli_options *options, struct encoding *encoding,
+                          struct luna_client *client, struct luna_answer **answer,
+                          struct error *error)
+{
+    enum status put = STATUS_OK;
+    fill_encoding(options, encoding);
+    enum status status = cli_call(options, client, &encoding->request, answer, error);
+    if (status != STATUS_NOT_FOUND) return status;
+    struct error missing = *error;
+    if (!stack_put(&encoding->stack, options, client, &put, error)) {
+        if (put == STATUS_OK) *error = missing;
+        return put == STATUS_OK ? status : put;
+    }
+    fill_encoding(options, encoding);
+    return cli_call(options, client, &encoding->request, answer, error);
+}
+
+static enum cli_exit run_text(const struct cli_options *options, struct encoding *encoding,
+                              const char *output)
 {
     struct error error;
-    enum status status = cli_connect(options, client, &error);
-    if (status != STATUS_OK) {
-        enum cli_exit result = cli_error(&error);
-        return status == STATUS_UNAVAILABLE ? EXIT_NOBODY : result;
+    struct luna_client *client = NULL;
+    struct luna_answer *answer = NULL;
+    if (stack_read(&encoding->stack, options, &error) != STATUS_OK) return cli_error(&error);
+    enum cli_exit result = cli_open(options, &client);
+    if (result != EXIT_DONE) return result;
+    if (encode(options, encoding, client, &answer, &error) != STATUS_OK) {
+        result = cli_error(&error);
+        goto done;
     }
-    if (cli_call(options, *client, request, answer, &error) != STATUS_OK) return cli_error(&error);
-    assert(*answer != NULL);
-    print_notes((*answer)->body);
-    return EXIT_DONE;
+    assert(answer != NULL);
+    print_notes(answer->body);
+    if (write_encoding(options, &encoding->stack, answer, output, &error) != STATUS_OK)
+        result = cli_error(&error);
+    else if (options->json)
+        print_encoding(&encoding->stack, answer, output);
+
+done:
+    luna_answer_destroy(&answer);
+    luna_client_destroy(&client);
+    return result;
 }
 
 enum cli_exit command_text(const struct cli_options *options)
@@ -114,36 +185,14 @@ enum cli_exit command_text(const struct cli_options *options)
     if (options->json && strcmp(output, "-") == 0)
         return cli_usage(options, "--json and -o - both want stdout");
     struct error error;
-    if (options->loras_count > 0 || options->lora_multiplier != 1.0) {
-        error_set(&error, STATUS_UNIMPLEMENTED, "--lora is not implemented yet");
+    struct encoding *encoding = calloc(1, sizeof *encoding);
+    if (encoding == NULL) {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "out of memory");
         return cli_error(&error);
     }
-    luna_EncodeText body = luna_EncodeText_init_zero;
-    body.clip_skip = options->clip_skip;
-    body.output = (luna_Dtype)options->dtype;
-    struct luna_tensor texts[4];
-    struct luna_request request = {
-        .operation = luna_Operation_ENCODE_TEXT, .body = &body, .inputs = texts};
-    request.inputs_count = add_texts(options, texts);
-    enum dtype dtype = options->dtype != DTYPE_NONE ? options->dtype : DTYPE_F32;
-    struct luna_room rooms[2] = {room_for("cond", options->words[0], options->prompt_2, dtype)};
-    request.rooms = rooms;
-    request.rooms_count = 1;
-    if (options->negative != NULL) {
-        rooms[request.rooms_count++] = room_for("negative_cond", options->negative, NULL, dtype);
-    }
-    struct luna_client *client = NULL;
-    struct luna_answer *answer = NULL;
-    enum cli_exit result = call_text(options, &request, &client, &answer);
-    if (result == EXIT_DONE) {
-        assert(answer != NULL);
-        if (write_encoding(options, answer, output, &error) != STATUS_OK)
-            result = cli_error(&error);
-        else if (options->json)
-            print_encoding(answer->body, answer, output);
-    }
-    luna_answer_destroy(&answer);
-    luna_client_destroy(&client);
+    enum cli_exit result = run_text(options, encoding, output);
+    stack_end(&encoding->stack);
+    free(encoding);
     return result;
 }
 
@@ -185,8 +234,12 @@ enum cli_exit command_tokenize(const struct cli_options *options)
     request.inputs_count = add_texts(options, texts);
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
-    enum cli_exit result = call_text(options, &request, &client, &answer);
+    struct error error;
+    enum cli_exit result = cli_open(options, &client);
+    if (result == EXIT_DONE && cli_call(options, client, &request, &answer, &error) != STATUS_OK)
+        result = cli_error(&error);
     if (result == EXIT_DONE) {
+        print_notes(answer->body);
         json_t *encoders = json_object();
         for (const char *letter = "lgh"; *letter != '\0'; letter++) {
             json_t *chunks = chunks_json(answer, *letter);

@@ -24,6 +24,7 @@
 
 #define FAKE_POOL_BYTES (4u << 20)
 #define FAKE_PAYLOADS_MAX 8u
+#define FAKE_CHUNK_BYTES 200000u  // of LORA_PUT and LORA_GET: below what goes in shared memory
 
 struct fake_daemon;
 
@@ -42,6 +43,7 @@ struct fake_daemon {
     char folder[32];                        // made for this fake
     char endpoint[64];                      // ipc://FOLDER/luna.sock
     char lease_path[64];                    // FOLDER/lease.sock
+    const char *adapters;                   // the adapter socket's path; NULL: there is none
     void (*answer)(struct fake_request *);  // the test's
     void *context;                          // of ZeroMQ
     void *router;                           // bound; the thread's
@@ -183,11 +185,13 @@ static void answer_self(struct fake_request *request)
     if (request->header.operation == luna_Operation_PING) {
         luna_PingReply ping = luna_PingReply_init_zero;
         strcpy(ping.version, "0.1.0");
+        ping.chunk_bytes = FAKE_CHUNK_BYTES;
         fake_reply(request, &header, luna_PingReply_fields, &ping, (struct bytes){NULL, 0});
     } else if (request->header.operation == luna_Operation_ATTACH && self->has_leases) {
         luna_AttachReply attach = luna_AttachReply_init_zero;
         strcpy(attach.path, self->lease_path);
         attach.bytes_min = 262144;
+        if (self->adapters != NULL) strcpy(attach.adapters, self->adapters);
         fake_reply(request, &header, luna_AttachReply_fields, &attach, (struct bytes){NULL, 0});
     } else {
         fake_fail(request, luna_Code_UNIMPLEMENTED, "not in this test", 0);
@@ -280,12 +284,6 @@ static void fake_daemon_start(struct fake_daemon *self, void (*answer)(struct fa
     assert_int_equal(zmq_bind(self->stop, "inproc://stop"), 0);
     assert_int_equal(zmq_connect(self->end, "inproc://stop"), 0);
     assert_int_equal(pthread_create(&self->thread, NULL, serve, self), 0);
-}
-
-// Ends the lease session, as a daemon that dies.
-static void fake_end_leases(struct fake_daemon *self)
-{
-    shutdown(atomic_load(&self->lease_session), SHUT_RDWR);
 }
 
 // Ends the threads and removes the folder.

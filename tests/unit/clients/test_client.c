@@ -63,6 +63,12 @@ static void answer_the_second_time(struct fake_request *request)
     if (request->before > 0) answer_sum(request);
 }
 
+// Ends the lease session, as a daemon that dies.
+static void fake_end_leases(struct fake_daemon *self)
+{
+    shutdown(atomic_load(&self->lease_session), SHUT_RDWR);
+}
+
 static void end_leases_then_answer(struct fake_request *request)
 {
     if (request->before > 0) {
