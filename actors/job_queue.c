@@ -174,10 +174,25 @@ void job_queue_take(struct job_queue *self, struct job_entry *entry)
     struct service *service = service_of(self, entry);
     job_queue_remove(self, entry);
     if (entry->returned) return;  // it was charged when it was taken first
-    service->clock = service->users[entry->user];
-    service->user_clocks[entry->user] = service->flows[entry->flow];
+    entry->user_time = service->users[entry->user];
+    entry->flow_time = service->flows[entry->flow];
+    service->clock = entry->user_time;
+    service->user_clocks[entry->user] = entry->flow_time;
     service->users[entry->user] += entry->cost;
     service->flows[entry->flow] += entry->cost;
+}
+
+bool job_queue_overtakes(const struct job_queue *self, const struct job_entry *waiting,
+                         const struct job_entry *taken)
+{
+    assert(self != NULL);
+    assert(waiting->queued);
+    assert(!taken->queued);
+    assert(waiting->service == taken->service);
+    const struct service *service = service_of(self, waiting);
+    if (taken->returned) return false;
+    if (waiting->user != taken->user) return service->users[waiting->user] <= taken->user_time;
+    return waiting->flow != taken->flow && service->flows[waiting->flow] <= taken->flow_time;
 }
 
 uint32_t job_queue_depth(const struct job_queue *self, uint32_t service)

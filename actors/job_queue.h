@@ -29,13 +29,15 @@
 
 // What the queue needs to know of a job; embedded in the router's struct job.
 struct job_entry {
-    uint32_t service;        // below JOB_SERVICES_MAX
-    uint32_t user;           // below JOB_USERS_MAX
-    uint32_t flow;           // below JOB_FLOWS_MAX; of that user
-    uint32_t cost;           // planned work, at least 1; what fairness is measured in
-    uint32_t credit;         // of a worker that it takes
-    int32_t priority;        // higher first among one flow's jobs
-    bool returned;           // came back from a dead worker
+    uint32_t service;    // below JOB_SERVICES_MAX
+    uint32_t user;       // below JOB_USERS_MAX
+    uint32_t flow;       // below JOB_FLOWS_MAX; of that user
+    uint32_t cost;       // planned work, at least 1; what fairness is measured in
+    uint32_t credit;     // of a worker that it takes
+    int32_t priority;    // higher first among one flow's jobs
+    bool returned;       // came back from a dead worker
+    uint64_t user_time;  // virtual times of its user and its flow when it was taken
+    uint64_t flow_time;
     uint64_t enqueued_ns;    // when it was pushed first; set by push unless returned
     struct job_entry *next;  // links of the queue; NULL and unqueued outside
     struct job_entry *previous;
@@ -63,6 +65,11 @@ struct job_entry *job_queue_peek(struct job_queue *self, uint32_t service, uint6
 
 // Takes the entry that job_queue_peek names and charges its user and flow.
 void job_queue_take(struct job_queue *self, struct job_entry *entry);
+
+// True when `waiting` would have been taken before `taken`, had it been there at that time, and
+// they are of different flows: it may overtake it where that has not begun.
+bool job_queue_overtakes(const struct job_queue *self, const struct job_entry *waiting,
+                         const struct job_entry *taken);
 
 // How many wait for a service, and the enqueued_ns of the oldest (0 when none waits).
 uint32_t job_queue_depth(const struct job_queue *self, uint32_t service);

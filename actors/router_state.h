@@ -72,6 +72,8 @@ struct service {
 struct flight {
     uint64_t job;     // number; 0 for a free entry
     uint32_t credit;  // that comes back with its result
+    uint64_t order;   // of being given to the worker; the smallest of its flights runs
+    bool overtakes;   // goes before those that wait there
 };
 
 struct worker {
@@ -112,6 +114,7 @@ struct router {
     uint32_t waiting;           // jobs pinning or in the queue
     uint64_t waiting_bytes;     // of their frames
     uint32_t alone_waiting;     // jobs that must run alone and wait
+    uint64_t flights_given;     // order of the last one
     uint64_t quarantined;       // number of the job that runs alone; 0: none
     uint64_t created_ns;        // of this router
     bool draining;              // nothing new

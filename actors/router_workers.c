@@ -145,6 +145,35 @@ static struct worker *choose_worker(struct router *self, const struct job_entry 
     return best;
 }
 
+// The worker, out of credit, where the entry may go before a job that was given and has not begun:
+// one such job at a time, where the running one is the oldest. So whoever asks seldom waits for
+// what runs, not for what a flood has put in front of the lane besides.
+static struct worker *choose_overtaking(struct router *self, const struct job_entry *entry)
+{
+    struct worker *best = NULL;
+    uint64_t best_order = UINT64_MAX;
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
+        struct worker *worker = &self->workers[i];
+        if (worker->id == 0 || worker->service != entry->service || worker->draining) continue;
+        if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) continue;
+        const struct flight *running = NULL, *last = NULL;
+        bool taken = false;
+        for (uint32_t j = 0; j < ROUTER_FLIGHTS_MAX; j++) {
+            const struct flight *flight = &worker->flights[j];
+            if (flight->job == 0) continue;
+            taken |= flight->overtakes;
+            if (running == NULL || flight->order < running->order) running = flight;
+            if (last == NULL || flight->order > last->order) last = flight;
+        }
+        if (taken || running == last || running->order >= best_order) continue;
+        const struct job *job = job_table_find_number(self->jobs, last->job);
+        if (job == NULL || !job_queue_overtakes(self->queue, entry, &job->entry)) continue;
+        best = worker;
+        best_order = running->order;
+    }
+    return best;
+}
+
 static bool give(struct router *self, struct job *job, struct worker *worker)
 {
     uint64_t now = router_now(self);
@@ -156,6 +185,8 @@ static bool give(struct router *self, struct job *job, struct worker *worker)
     letter.letter.job.queue_ms = (uint32_t)((now - job->arrived_ns) / 1000000u);
     letter.letter.job.pool_offsets_count = CODEC_TENSORS_MAX;
     memcpy(letter.letter.job.pool_offsets, job->pool_offsets, sizeof job->pool_offsets);
+    bool overtakes = worker->credit_free < job->entry.credit && worker->in_flight > 0;
+    letter.letter.job.overtakes = overtakes;
     struct message frames;
     message_init(&frames);
     for (uint32_t i = 0; i < job->frames.count; i++) {
@@ -177,6 +208,8 @@ static bool give(struct router *self, struct job *job, struct worker *worker)
     flight->job = job->number;
     flight->credit =
         job->entry.credit < worker->credit_free ? job->entry.credit : worker->credit_free;
+    flight->order = ++self->flights_given;
+    flight->overtakes = overtakes;
     worker->credit_free -= flight->credit;
     if (worker->in_flight == 0) worker->progress_ns = now;
     worker->in_flight += 1;
@@ -207,6 +240,7 @@ void router_dispatch(struct router *self, uint32_t service)
         bool careful = self->alone_waiting > 0 || self->quarantined != 0;
         if (careful && (!job->alone || jobs_in_flight(self) > 0)) return;
         struct worker *worker = choose_worker(self, entry);
+        if (worker == NULL) worker = choose_overtaking(self, entry);
         if (worker == NULL) return;
         job_queue_take(self->queue, entry);
         if (!give(self, job, worker)) {

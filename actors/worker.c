@@ -114,12 +114,23 @@ static void send_result(struct worker *self, const struct worker_job *job, uint6
     }
 }
 
+// A job that overtakes hurries the lane from its arrival on: what runs before it is in its way.
+static void set_favour(struct worker *self)
+{
+    bool favoured = false;
+    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
+        favoured |= self->jobs[i].number != 0 && self->jobs[i].overtakes;
+    }
+    lane_favour(self->lane, favoured);
+}
+
 static void forget_job(struct worker *self, struct worker_job *job)
 {
     message_clear(&job->frames);
     job->number = 0;
     job->in_hand = false;
     self->jobs_done += 1;
+    if (job->overtakes) set_favour(self);
 }
 
 uint32_t worker_execute_ms(const struct worker *self, const struct worker_job *job)
@@ -190,28 +201,34 @@ void worker_postpone(struct worker *self, struct worker_job *job, uint64_t needs
 
 // ---- work
 
+static bool goes_before(const struct worker_job *a, const struct worker_job *b)
+{
+    if (a->overtakes != b->overtakes) return a->overtakes;
+    return a->order < b->order;
+}
+
 struct worker_job *worker_next(struct worker *self)
 {
     for (;;) {
-        struct worker_job *oldest = NULL;
+        struct worker_job *first = NULL;
         for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
             struct worker_job *job = &self->jobs[i];
             if (job->number == 0 || job->in_hand) continue;
-            if (oldest == NULL || job->order < oldest->order) oldest = job;
+            if (first == NULL || goes_before(job, first)) first = job;
         }
-        if (oldest == NULL) return NULL;
+        if (first == NULL) return NULL;
         struct error error;
-        if (oldest->cancelled) {
+        if (first->cancelled) {
             error_set(&error, STATUS_CANCELLED, "cancelled before it began");
-        } else if (now_ns(self) >= oldest->deadline_ns) {
+        } else if (now_ns(self) >= first->deadline_ns) {
             error_set(&error, STATUS_DEADLINE_EXCEEDED, "time ran out before it began");
         } else {
-            oldest->in_hand = true;
-            oldest->started_ns = now_ns(self);
+            first->in_hand = true;
+            first->started_ns = now_ns(self);
             self->busy = true;
-            return oldest;
+            return first;
         }
-        worker_fail(self, oldest, &error);
+        worker_fail(self, first, &error);
     }
 }
 
@@ -312,6 +329,8 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
     job->queue_ms = letter->queue_ms;
     job->in_hand = false;
     job->cancelled = false;
+    job->overtakes = letter->overtakes;
+    if (job->overtakes) set_favour(self);
     job->frame_bytes = 0;
     job->shared_bytes = 0;
     memset(job->pool_offsets, 0, sizeof job->pool_offsets);

@@ -30,6 +30,7 @@ struct worker_job {
     uint32_t queue_ms;                         // spent waiting before it came here
     bool in_hand;                              // being worked on, not in the mailbox
     bool cancelled;                            // nobody wants the answer
+    bool overtakes;                            // goes before the others of the mailbox
     uint64_t pool_offsets[CODEC_TENSORS_MAX];  // see luna_Job
     luna_Header header;                        // as the client sent it
     union codec_request body;                  // likewise
@@ -83,8 +84,8 @@ enum status worker_create(void **state, const struct worker_calls *calls,
 void worker_destroy(void *state);
 void worker_drain(void *state);
 
-// The oldest job of the mailbox, now in hand; NULL when none waits. Jobs that were cancelled or
-// whose time has run out are answered on the way.
+// The first job of the mailbox, now in hand: one that overtakes, else the oldest; NULL when none
+// waits. Jobs that were cancelled or whose time has run out are answered on the way.
 struct worker_job *worker_next(struct worker *self);
 
 // Asks the executor for an arena of bytes; granted() is called with the answer.

@@ -133,6 +133,31 @@ static void a_returned_job_goes_first_and_is_not_charged_twice(void **state)
     job_queue_destroy(&queue);
 }
 
+static void a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun(void **state)
+{
+    (void)state;
+    struct job_queue *queue = new_queue();
+    struct job_entry flood[4] = {0}, first = {.user = 1, .flow = 1, .cost = 1};
+    struct job_entry second = first, mate = {.flow = 2, .cost = 1};
+    for (int i = 0; i < 4; i++) {
+        flood[i].cost = 1;
+        job_queue_push(queue, &flood[i], 0);
+    }
+    take(queue, 1);
+    struct job_entry *prefetched = take(queue, 1);
+    job_queue_push(queue, &first, 2);
+    assert_true(job_queue_overtakes(queue, &first, prefetched));
+    assert_false(job_queue_overtakes(queue, &flood[3], prefetched));  // of its own flow
+    assert_ptr_equal(take(queue, 3), &first);
+    job_queue_push(queue, &second, 4);
+    assert_false(job_queue_overtakes(queue, &second, prefetched));  // it has had its share
+    job_queue_push(queue, &mate, 4);
+    assert_true(job_queue_overtakes(queue, &mate, prefetched));  // another connection
+    prefetched->returned = true;
+    assert_false(job_queue_overtakes(queue, &mate, prefetched));
+    job_queue_destroy(&queue);
+}
+
 static void idleness_saves_nothing_up(void **state)
 {
     (void)state;
@@ -193,6 +218,7 @@ int main(void)
         cmocka_unit_test(connections_of_one_user_share_alike),
         cmocka_unit_test(priority_orders_one_flow_and_age_overtakes_it),
         cmocka_unit_test(a_returned_job_goes_first_and_is_not_charged_twice),
+        cmocka_unit_test(a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun),
         cmocka_unit_test(idleness_saves_nothing_up),
         cmocka_unit_test(any_mix_of_calls_keeps_depth_and_loses_nothing),
     };
