@@ -62,3 +62,14 @@ void device_table_remove(struct device_table *self, const char *name, uint64_t e
     self->count -= 1;
     *entry = self->entries[self->count];
 }
+
+bool device_serves(const struct config_service *service, const char *name, bool is_vae)
+{
+    assert(service != NULL);
+    const struct config_list *list = is_vae ? &service->vae_devices : &service->clip_devices;
+    if (list->count == 0) list = &service->devices;
+    for (uint32_t i = 0; i < list->count; i++) {
+        if (strcmp(list->items[i], name) == 0) return true;
+    }
+    return list->count == 0;
+}

@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "messages/actors.pb.h"
+#include "runtime/config.h"
 
 #define DEVICE_TABLE_MAX 8u
 #define DEVICE_CONNECTION_BYTES_MAX 32u  // of a name that a ROUTER socket gives; it gives 5
@@ -37,6 +38,10 @@ struct device_entry *device_table_find_name(struct device_table *self, const cha
 
 // Forgets the device's executor, if it is still the one of that epoch.
 void device_table_remove(struct device_table *self, const char *name, uint64_t epoch);
+
+// True when the configuration lets the device serve a group: the VAE's devices, the text encoders'.
+// Thread:    any.
+bool device_serves(const struct config_service *service, const char *name, bool is_vae);
 
 // The connection of an entry, borrowed.
 struct bytes device_entry_connection(const struct device_entry *entry);

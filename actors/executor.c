@@ -36,15 +36,25 @@ void executor_tell(struct executor *self, enum executor_watch to, const luna_Let
 void executor_read_memory(struct executor *self)
 {
     struct system_memory memory;
-    if (system_memory_read(&memory) != STATUS_OK) return;
+    uint64_t now = executor_now(self);
+    bool is_recent = self->memory_read_ns != 0 &&
+                     now - self->memory_read_ns < EXECUTOR_MEMORY_MS * UINT64_C(1000000);
+    if (is_recent || system_memory_read(&memory) != STATUS_OK) return;
+    self->memory_read_ns = now;
     self->ledger.system_free = memory.available_bytes;
     self->ledger.total_bytes = memory.total_bytes;
     uint64_t limit = self->ledger.limit_bytes;
     if (limit != 0 && limit < memory.total_bytes) self->ledger.total_bytes = limit;
 }
 
+void executor_forget_memory(struct executor *self)
+{
+    self->memory_read_ns = 0;
+}
+
 void executor_report(struct executor *self)
 {
+    executor_read_memory(self);
     luna_Letter letter = {.which_letter = luna_Letter_device_tag};
     luna_DeviceReport *report = &letter.letter.device;
     text_set(report->name, sizeof report->name, self->arguments.device);
@@ -62,7 +72,6 @@ void executor_report(struct executor *self)
 static void on_report(void *state)
 {
     struct executor *self = state;
-    executor_read_memory(self);
     executor_report(self);
     executor_expire_workers(self);
 }
@@ -85,7 +94,7 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
     struct executor *self = state;
     switch (letter->which_letter) {
     case luna_Letter_spawn_tag:
-        executor_spawn(self, &letter->letter.spawn.service);
+        executor_spawn(self, &letter->letter.spawn);
         break;
     case luna_Letter_retire_tag:
         executor_retire(self, letter->letter.retire.worker);
@@ -97,7 +106,7 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
         executor_define_model(self, &letter->letter.model_definition);
         break;
     case luna_Letter_load_model_tag:
-        executor_load_model(self, letter->letter.load_model.name);
+        executor_load_model(self, &letter->letter.load_model);
         break;
     case luna_Letter_unload_model_tag:
         executor_unload_model(self, letter->letter.unload_model.name);
@@ -178,6 +187,9 @@ static enum status open_device(struct executor *self, struct error *error)
         .name = self->arguments.device,
         .threads = all_threads ? 0 : (uint32_t)service->threads,
     };
+    uint64_t margin_mb = self->arguments.config->scaling.memory_margin_mb;
+    if (margin_mb == CONFIG_AUTO) margin_mb = EXECUTOR_MARGIN_CPU_MB;
+    self->margin_bytes = margin_mb << 20;
     self->ledger.limit_bytes = no_limit ? 0 : service->memory_limit_mb << 20;
     executor_read_memory(self);
     return device_open(&self->device, &options, error);
@@ -187,7 +199,7 @@ static void executor_destroy(void *state)
 {
     struct executor *self = state;
     if (self == NULL) return;
-    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) actor_stop(&self->workers[i].actor);
+    executor_stop_workers(self);
     actor_stop(&self->loader);
     // An answer of the loader that nobody read may carry networks.
     struct message message;

@@ -25,6 +25,8 @@ struct loaded {
     struct text_embeddings *embeddings;    // with TEXT; may be NULL
     struct model_description description;  // of the model's files
     uint64_t bytes;                        // that it holds
+    // What the networks read from, by part; NULL: not of this group.
+    struct tensor_table *tables[MODEL_PART_COUNT];
 };
 
 // What a worker is started with.
@@ -78,5 +80,10 @@ extern const struct actor_kind loader_kind;
 // Frees the networks; nobody uses them any more. NULL is allowed.
 // Thread:    the executor's.
 void loaded_destroy(struct loaded **self_p);
+
+// Asked before a job: a file that was cut short under its mapping would end the process.
+// Errors:    FAILED_PRECONDITION names a file that is not what it was when it was loaded.
+// Thread:    any.
+enum status loaded_check(const struct loaded *self, struct error *error);
 
 #endif  // ACTORS_EXECUTOR_H

@@ -49,8 +49,8 @@ void executor_tell_model(struct executor *self, const struct model_entry *model,
     memcpy(loaded->name, model->definition.name, sizeof loaded->name);
     text_set(loaded->device, sizeof loaded->device, self->arguments.device);
     loaded->bytes = executor_model_bytes(model);
-    loaded->unloaded =
-        model->loaded[luna_Group_VAE] == NULL && model->loaded[luna_Group_TEXT] == NULL;
+    loaded->has_vae = model->loaded[luna_Group_VAE] != NULL;
+    loaded->has_text = model->loaded[luna_Group_TEXT] != NULL;
     memcpy(loaded->hash_vae, model->hash_vae, sizeof loaded->hash_vae);
     memcpy(loaded->hash_text, model->hash_text, sizeof loaded->hash_text);
     loaded->users = executor_users(self, model->definition.name, luna_Group_GROUP_NONE);
@@ -61,25 +61,48 @@ void executor_tell_model(struct executor *self, const struct model_entry *model,
     executor_tell(self, WATCH_REGISTRY, &letter);
 }
 
+static bool is_wanted(const struct executor *self, const struct loaded *loaded)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        if (self->workers[i].loaded == loaded) return true;
+    }
+    for (uint32_t i = 0; i < EXECUTOR_MODELS_MAX; i++) {
+        if (self->models[i].loaded[loaded->group] == loaded) return true;
+    }
+    return false;
+}
+
+void executor_release(struct executor *self, struct loaded *loaded)
+{
+    if (is_wanted(self, loaded)) return;
+    ledger_weights(&self->ledger, loaded->bytes, 0);
+    loaded_destroy(&loaded);
+    executor_forget_memory(self);
+}
+
+// The name does not stand for the networks any more: workers that run them finish what they hold.
 static void unload(struct executor *self, struct model_entry *model, luna_Group group)
 {
-    assert(executor_users(self, model->definition.name, group) == 0);
-    if (model->loaded[group] == NULL) return;
-    ledger_weights(&self->ledger, model->loaded[group]->bytes, 0);
-    loaded_destroy(&model->loaded[group]);
-    executor_read_memory(self);
+    struct loaded *loaded = model->loaded[group];
+    if (loaded == NULL) return;
+    model->loaded[group] = NULL;
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        if (self->workers[i].loaded == loaded) executor_retire(self, self->workers[i].id);
+    }
+    executor_release(self, loaded);
     executor_tell_model(self, model, NULL);
 }
 
-// Unloads the least recently used networks that no worker uses; false when there are none.
-bool executor_evict_one(struct executor *self)
+// Unloads the least recently used networks that no worker uses, but for one; false when there are
+// none.
+static bool evict_one(struct executor *self, const struct loaded *but)
 {
     struct model_entry *oldest = NULL;
     luna_Group oldest_group = luna_Group_GROUP_NONE;
     for (uint32_t i = 0; i < EXECUTOR_MODELS_MAX; i++) {
         struct model_entry *model = &self->models[i];
         for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
-            if (model->loaded[group] == NULL ||
+            if (model->loaded[group] == NULL || model->loaded[group] == but ||
                 executor_users(self, model->definition.name, group) > 0)
                 continue;
             if (oldest != NULL && model->used_ns[group] >= oldest->used_ns[oldest_group]) continue;
@@ -94,18 +117,88 @@ bool executor_evict_one(struct executor *self)
     return true;
 }
 
-void executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group)
+bool executor_evict_one(struct executor *self)
 {
-    if (model->loading[group]) return;
+    return evict_one(self, NULL);
+}
+
+// What the network is going to hold: as much as it held last, or what its files say.
+static uint64_t plan_of(const struct model_entry *model, luna_Group group)
+{
+    const luna_ModelDefinition *definition = &model->definition;
+    uint64_t stored =
+        group == luna_Group_VAE ? definition->weights_vae_bytes : definition->weights_text_bytes;
+    return model->known_bytes[group] > stored ? model->known_bytes[group] : stored;
+}
+
+// What could be unloaded at once.
+static uint64_t idle_bytes(const struct executor *self)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < EXECUTOR_MODELS_MAX; i++) {
+        const struct model_entry *model = &self->models[i];
+        for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
+            bool idle = model->loaded[group] != NULL &&
+                        executor_users(self, model->definition.name, group) == 0;
+            if (idle) bytes += model->loaded[group]->bytes;
+        }
+    }
+    return bytes;
+}
+
+// Promises the memory that loading takes, after idle networks made room where that helps.
+static enum status admit(struct executor *self, struct model_entry *model, luna_Group group,
+                         struct error *error)
+{
+    uint64_t plan = plan_of(model, group);
+    uint64_t margin = self->margin_bytes;
+    executor_read_memory(self);
+    uint64_t available = ledger_free(&self->ledger);
+    bool hopeful = available + idle_bytes(self) >= plan + margin;
+    while (hopeful && available < plan + margin && executor_evict_one(self)) {
+        executor_read_memory(self);
+        available = ledger_free(&self->ledger);
+    }
+    if (available < plan + margin) {
+        error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                  "model \"%s\" is not loaded on %s: %lu MB free, %lu MB needed and %lu MB margin",
+                  model->definition.name, self->arguments.device, (unsigned long)(available >> 20),
+                  (unsigned long)(plan >> 20), (unsigned long)(margin >> 20));
+        error->retry_after_ms = 5000;
+        return STATUS_RESOURCE_EXHAUSTED;
+    }
+    bool reserved = ledger_reserve(&self->ledger, 0, plan);
+    assert(reserved);
+    model->promised_bytes[group] = plan;
+    return STATUS_OK;
+}
+
+static void end_promise(struct executor *self, struct model_entry *model, luna_Group group)
+{
+    ledger_reserve(&self->ledger, model->promised_bytes[group], 0);
+    model->promised_bytes[group] = 0;
+    model->loading[group] = false;
+    executor_forget_memory(self);
+}
+
+enum status executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group,
+                                struct error *error)
+{
+    if (model->loading[group]) return STATUS_OK;
+    enum status status = admit(self, model, group, error);
+    if (status != STATUS_OK) return status;
     struct loader_letter letter = {.definition = model->definition, .group = group};
     struct message message;
     message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
+    status = message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
     if (status == STATUS_OK) status = message_send(&message, self->loader_pair);
     message_clear(&message);
     loop_socket_touch(self->watches[WATCH_LOADER]);
-    model->loading[group] = status == STATUS_OK;
+    model->loading[group] = true;
+    if (status == STATUS_OK) return STATUS_OK;
+    end_promise(self, model, group);
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "too many models are to be loaded on %s",
+                     self->arguments.device);
 }
 
 void executor_define_model(struct executor *self, const luna_ModelDefinition *definition)
@@ -118,11 +211,10 @@ void executor_define_model(struct executor *self, const luna_ModelDefinition *de
                   definition->name, EXECUTOR_MODELS_MAX);
         return;
     }
-    // Other files under a known name: workers of the old ones finish with what they hold.
+    // Other files under a known name.
     for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
-        if (model->loaded[group] != NULL && executor_users(self, definition->name, group) == 0) {
-            unload(self, model, group);
-        }
+        unload(self, model, group);
+        model->known_bytes[group] = 0;
     }
     model->definition = *definition;
     model->hash_vae[0] = '\0';
@@ -132,7 +224,10 @@ void executor_define_model(struct executor *self, const luna_ModelDefinition *de
         const struct worker_entry *worker = &self->workers[i];
         bool waits = worker->id != 0 && worker->actor == NULL &&
                      strcmp(worker->service.model, definition->name) == 0;
-        if (waits) executor_ask_loader(self, model, worker->service.group);
+        struct error error;
+        if (waits && executor_ask_loader(self, model, worker->service.group, &error) != STATUS_OK) {
+            executor_fail_waiting(self, definition->name, worker->service.group, &error);
+        }
     }
 }
 
@@ -143,18 +238,91 @@ void executor_unload_model(struct executor *self, const char *name)
     for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
         if (executor_users(self, name, group) == 0) unload(self, model, group);
     }
+    executor_tell_model(self, model, NULL);
     executor_report(self);
 }
 
-void executor_load_model(struct executor *self, const char *name)
+// A name that more models than fit stand before.
+static void refuse_load(struct executor *self, const char *name)
 {
-    struct model_entry *model = executor_find_model(self, name);
-    if (model == NULL || name[0] == '\0') return;
-    for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
-        bool offers =
-            group == luna_Group_VAE ? model->definition.offers_vae : model->definition.offers_text;
-        if (offers && model->loaded[group] == NULL) executor_ask_loader(self, model, group);
+    struct model_entry unknown = {.loading = {false}};
+    struct error error;
+    text_set(unknown.definition.name, sizeof unknown.definition.name, name);
+    error_set(&error, STATUS_RESOURCE_EXHAUSTED, "device %s has %u models, no more fit",
+              self->arguments.device, EXECUTOR_MODELS_MAX);
+    executor_tell_model(self, &unknown, &error);
+}
+
+void executor_load_model(struct executor *self, const luna_LoadModel *letter)
+{
+    if (letter->name[0] == '\0') return;
+    struct model_entry *model = executor_find_model(self, letter->name);
+    if (model == NULL) {
+        refuse_load(self, letter->name);
+        return;
     }
+    bool all = true;
+    for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
+        bool wanted = group == luna_Group_VAE ? letter->vae : letter->text;
+        if (!wanted || model->loaded[group] != NULL) continue;
+        all = false;
+        struct error error;
+        if (executor_ask_loader(self, model, group, &error) == STATUS_OK) continue;
+        executor_tell_model(self, model, &error);
+        return;
+    }
+    if (all) executor_tell_model(self, model, NULL);
+}
+
+// Takes loaded networks in. What took more than it was planned to, and more than there is, goes
+// again.
+static enum status take_in(struct executor *self, struct model_entry *model, struct loaded *loaded,
+                           struct error *error)
+{
+    luna_Group group = loaded->group;
+    assert(model->loaded[group] == NULL);
+    model->loaded[group] = loaded;
+    model->known_bytes[group] = loaded->bytes;
+    model->used_ns[group] = executor_now(self);
+    ledger_weights(&self->ledger, 0, loaded->bytes);
+    executor_forget_memory(self);
+    while (ledger_is_overdrawn(&self->ledger) && evict_one(self, loaded)) {
+    }
+    if (!ledger_is_overdrawn(&self->ledger)) return STATUS_OK;
+    error_set(error, STATUS_RESOURCE_EXHAUSTED,
+              "model \"%s\" takes %lu MB on %s, more than its limit of %lu MB leaves",
+              model->definition.name, (unsigned long)(loaded->bytes >> 20), self->arguments.device,
+              (unsigned long)(self->ledger.limit_bytes >> 20));
+    model->loaded[group] = NULL;
+    executor_release(self, loaded);
+    return STATUS_RESOURCE_EXHAUSTED;
+}
+
+static void start_waiting(struct executor *self, struct model_entry *model, luna_Group group)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        struct worker_entry *worker = &self->workers[i];
+        bool waits = worker->id != 0 && worker->actor == NULL && worker->service.group == group &&
+                     strcmp(worker->service.model, model->definition.name) == 0;
+        if (waits) executor_start_worker(self, worker, model);
+    }
+}
+
+// The name got other files while the old ones were loaded.
+static void load_again(struct executor *self, struct model_entry *model, luna_Group group)
+{
+    struct error error;
+    if (executor_ask_loader(self, model, group, &error) == STATUS_OK) return;
+    executor_tell_model(self, model, &error);
+    executor_fail_waiting(self, model->definition.name, group, &error);
+}
+
+static void on_hash(struct executor *self, struct model_entry *model,
+                    const struct loader_letter *letter)
+{
+    memcpy(model->hash_vae, letter->hash_vae, sizeof model->hash_vae);
+    memcpy(model->hash_text, letter->hash_text, sizeof model->hash_text);
+    executor_tell_model(self, model, NULL);
 }
 
 void executor_on_loader(void *state)
@@ -170,41 +338,24 @@ void executor_on_loader(void *state)
     message_clear(&message);
 
     struct model_entry *model = executor_find_model(self, letter.definition.name);
-    bool current = model != NULL && model->definition.generation == letter.definition.generation;
+    assert(model != NULL);  // entries are not given up
+    bool current = model->definition.generation == letter.definition.generation;
     if (letter.is_hash) {
-        if (!current) return;
-        memcpy(model->hash_vae, letter.hash_vae, sizeof model->hash_vae);
-        memcpy(model->hash_text, letter.hash_text, sizeof model->hash_text);
-        executor_tell_model(self, model, NULL);
+        if (current) on_hash(self, model, &letter);
         return;
     }
-    if (model != NULL) model->loading[letter.group] = false;
-    if (!current) {  // the name got other files meanwhile: load those
+    end_promise(self, model, letter.group);
+    if (!current) {
         loaded_destroy(&letter.loaded);
-        if (model != NULL && executor_users(self, letter.definition.name, letter.group) > 0) {
-            executor_ask_loader(self, model, letter.group);
-        }
+        load_again(self, model, letter.group);
         return;
     }
-    if (letter.loaded != NULL) {
-        model->loaded[letter.group] = letter.loaded;
-        ledger_weights(&self->ledger, 0, letter.loaded->bytes);
-        executor_read_memory(self);
-        bool more = model->loading[luna_Group_VAE] || model->loading[luna_Group_TEXT];
-        if (!more) executor_tell_model(self, model, NULL);
-    } else {
-        executor_tell_model(self, model, &letter.error);
-    }
-    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
-        struct worker_entry *worker = &self->workers[i];
-        bool waits = worker->id != 0 && worker->actor == NULL &&
-                     worker->service.group == letter.group &&
-                     strcmp(worker->service.model, letter.definition.name) == 0;
-        if (!waits) continue;
-        if (letter.loaded != NULL)
-            executor_start_worker(self, worker, model);
-        else
-            executor_fail_worker(self, worker, &letter.error);
-    }
+    struct error error = letter.error;
+    bool good = letter.loaded != NULL && take_in(self, model, letter.loaded, &error) == STATUS_OK;
+    executor_tell_model(self, model, good ? NULL : &error);
+    if (good)
+        start_waiting(self, model, letter.group);
+    else
+        executor_fail_waiting(self, letter.definition.name, letter.group, &error);
     executor_report(self);
 }

@@ -14,19 +14,24 @@
 #define EXECUTOR_WORKERS_MAX 16u
 #define EXECUTOR_REPORT_MS 1000u
 #define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
+#define EXECUTOR_MEMORY_MS 100u       // that what the system said of its memory holds
+#define EXECUTOR_MARGIN_CPU_MB 512u   // where the configuration says auto
 
 // A model name as the registry defined it, and its networks once a worker needed them.
 struct model_entry {
     luna_ModelDefinition definition;   // name "" for a free entry
     struct loaded *loaded[3];          // by group; NULL: not loaded
     bool loading[3];                   // the loader works on it
-    uint64_t used_ns[3];               // when a worker used it last
+    uint64_t promised_bytes[3];        // reserved for it while it loads
+    uint64_t known_bytes[3];           // what it took when it was loaded last; 0: never was
+    uint64_t used_ns[3];               // when a worker used it last, or it was loaded
     char hash_vae[65], hash_text[65];  // content ids, once known
 };
 
 struct worker_entry {
     uint64_t id;              // 0 for a free entry
     struct actor *actor;      // NULL while its networks load
+    struct loaded *loaded;    // that it runs; its model's, or of older files that only it keeps
     luna_Service service;     // group and model
     uint64_t reserved_bytes;  // of its arena
     uint64_t spawned_ns;      // when the scaler asked for it
@@ -39,6 +44,8 @@ struct executor {
     struct actor_host host;               // for the workers
     struct device *device;                // the one
     struct ledger ledger;                 // its memory
+    uint64_t margin_bytes;                // that stay free when weights are loaded
+    uint64_t memory_read_ns;              // when the system was asked last; 0: ask again
     struct torch_reader torch;            // for the loader
     struct actor *loader;                 // reads files
     void *loader_pair;                    // to it
@@ -62,8 +69,10 @@ enum executor_watch {
 uint64_t executor_now(const struct executor *self);
 // Sends a letter to the scaler or the registry; one that does not fit is dropped and logged.
 void executor_tell(struct executor *self, enum executor_watch to, const luna_Letter *letter);
-// Asks the system what is free, for the ledger.
+// Asks the system what is free, for the ledger, unless it was asked a moment ago.
 void executor_read_memory(struct executor *self);
+// Memory was given back: what the system said does not hold any more.
+void executor_forget_memory(struct executor *self);
 // Tells scaler and registry how the device stands.
 void executor_report(struct executor *self);
 
@@ -77,16 +86,22 @@ void executor_tell_model(struct executor *self, const struct model_entry *model,
                          const struct error *error);
 // Unloads the least recently used networks that no worker uses; false when there are none.
 bool executor_evict_one(struct executor *self);
-void executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group);
+// Reserves the memory and has the network loaded, where that is not under way.
+// Errors:    RESOURCE_EXHAUSTED names what is free, what is needed, and the margin.
+enum status executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group,
+                                struct error *error);
+// The loaded networks of a worker that is gone: they go too where no model's name stands for them
+// any more.
+void executor_release(struct executor *self, struct loaded *loaded);
 // What the registry says.
 void executor_define_model(struct executor *self, const luna_ModelDefinition *definition);
-void executor_load_model(struct executor *self, const char *name);
+void executor_load_model(struct executor *self, const luna_LoadModel *letter);
 void executor_unload_model(struct executor *self, const char *name);
 // What the loader answers.
 void executor_on_loader(void *state);
 
 // What the scaler says.
-void executor_spawn(struct executor *self, const luna_Service *service);
+void executor_spawn(struct executor *self, const luna_Spawn *letter);
 void executor_retire(struct executor *self, uint64_t id);
 void executor_tell_worker_up(struct executor *self, const struct worker_entry *worker);
 void executor_start_worker(struct executor *self, struct worker_entry *worker,
@@ -94,6 +109,11 @@ void executor_start_worker(struct executor *self, struct worker_entry *worker,
 // Removes a worker that never came up, and says why.
 void executor_fail_worker(struct executor *self, struct worker_entry *worker,
                           const struct error *error);
+// Fails all that wait for the networks.
+void executor_fail_waiting(struct executor *self, const char *model, luna_Group group,
+                           const struct error *error);
+// Ends all workers, at once.
+void executor_stop_workers(struct executor *self);
 // Fails workers that wait too long for their model's definition.
 void executor_expire_workers(struct executor *self);
 // What workers ask.

@@ -37,10 +37,19 @@ void executor_tell_worker_up(struct executor *self, const struct worker_entry *w
 
 static void remove_worker(struct executor *self, struct worker_entry *worker)
 {
+    struct loaded *loaded = worker->loaded;
     actor_stop(&worker->actor);
     ledger_reserve(&self->ledger, worker->reserved_bytes, 0);
     memset(worker, 0, sizeof *worker);
-    executor_read_memory(self);
+    executor_forget_memory(self);
+    if (loaded != NULL) executor_release(self, loaded);
+}
+
+void executor_stop_workers(struct executor *self)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        if (self->workers[i].id != 0) remove_worker(self, &self->workers[i]);
+    }
 }
 
 void executor_fail_worker(struct executor *self, struct worker_entry *worker,
@@ -50,6 +59,17 @@ void executor_fail_worker(struct executor *self, struct worker_entry *worker,
               (unsigned long)worker->id, worker->service.model, error->message);
     tell_worker_down(self, worker, error, NULL);
     remove_worker(self, worker);
+}
+
+void executor_fail_waiting(struct executor *self, const char *model, luna_Group group,
+                           const struct error *error)
+{
+    for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX; i++) {
+        struct worker_entry *worker = &self->workers[i];
+        bool waits = worker->id != 0 && worker->actor == NULL && worker->service.group == group &&
+                     strcmp(worker->service.model, model) == 0;
+        if (waits) executor_fail_worker(self, worker, error);
+    }
 }
 
 void executor_start_worker(struct executor *self, struct worker_entry *worker,
@@ -63,9 +83,11 @@ void executor_start_worker(struct executor *self, struct worker_entry *worker,
         .model = worker->service.model,
         .loaded = model->loaded[worker->service.group],
     };
+    assert(arguments.loaded != NULL);
     const struct actor_kind *kind =
         worker->service.group == luna_Group_VAE ? &vae_worker_kind : &clip_worker_kind;
     struct error error;
+    worker->loaded = model->loaded[worker->service.group];
     if (actor_start(&worker->actor, kind, &self->host, &arguments, &error) != STATUS_OK) {
         executor_fail_worker(self, worker, &error);
         return;
@@ -75,8 +97,10 @@ void executor_start_worker(struct executor *self, struct worker_entry *worker,
     executor_tell_model(self, model, NULL);
 }
 
-void executor_spawn(struct executor *self, const luna_Service *service)
+void executor_spawn(struct executor *self, const luna_Spawn *letter)
 {
+    const luna_Service *service = &letter->service;
+    self->margin_bytes = letter->margin_bytes;
     struct worker_entry *worker = NULL;
     for (uint32_t i = 0; i < EXECUTOR_WORKERS_MAX && worker == NULL; i++) {
         if (self->workers[i].id == 0) worker = &self->workers[i];
@@ -99,8 +123,8 @@ void executor_spawn(struct executor *self, const luna_Service *service)
     if (model == NULL) return;  // the registry's letter is under way, on another socket
     if (model->loaded[service->group] != NULL)
         executor_start_worker(self, worker, model);
-    else
-        executor_ask_loader(self, model, service->group);
+    else if (executor_ask_loader(self, model, service->group, &error) != STATUS_OK)
+        executor_fail_worker(self, worker, &error);
 }
 
 // Workers whose model nobody defines.
@@ -150,16 +174,15 @@ static void on_retired(struct executor *self, struct worker_entry *worker)
 static void on_reserve(struct executor *self, struct worker_entry *worker,
                        struct executor_letter *letter)
 {
-    const struct model_entry *model = executor_find_model(self, worker->service.model);
-    const struct loaded *own = model != NULL ? model->loaded[worker->service.group] : NULL;
     executor_read_memory(self);
     bool granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
     while (!granted && executor_evict_one(self)) {
+        executor_read_memory(self);
         granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
     }
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = granted;
-    letter->capacity = ledger_capacity(&self->ledger, own != NULL ? own->bytes : 0);
+    letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
     if (granted)
         worker->reserved_bytes = letter->bytes;
     else

@@ -23,6 +23,12 @@ uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights)
     return wanted_weights < all ? all - wanted_weights : 0;
 }
 
+bool ledger_is_overdrawn(const struct ledger *self)
+{
+    assert(self != NULL);
+    return self->limit_bytes != 0 && self->weights_bytes + self->reserved_bytes > self->limit_bytes;
+}
+
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after)
 {
     assert(self != NULL);

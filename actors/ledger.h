@@ -14,7 +14,7 @@ struct ledger {
     uint64_t limit_bytes;     // configured; 0: none
     uint64_t system_free;     // as the system or the driver tells it, all processes counted
     uint64_t weights_bytes;   // held for weights
-    uint64_t reserved_bytes;  // held for arenas
+    uint64_t reserved_bytes;  // held for arenas, and for weights that are being loaded
 };
 
 // What may still be promised: what the system has free, but never more than the limit leaves.
@@ -24,6 +24,10 @@ uint64_t ledger_free(const struct ledger *self);
 // What an arena could get if no other arena were held and no weights but wanted_weights.
 // Thread:    any; it only reads.
 uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights);
+
+// True when more is held than the limit allows: weights took more than they were planned to.
+// Thread:    any; it only reads.
+bool ledger_is_overdrawn(const struct ledger *self);
 
 // Books a change from before to after bytes; reserve only promises what ledger_free covers and says
 // so.

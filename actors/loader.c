@@ -38,8 +38,29 @@ void loaded_destroy(struct loaded **self_p)
     vae_destroy(&self->vae);
     text_model_destroy(&self->text);
     text_embeddings_close(&self->embeddings);
+    for (int part = 0; part < MODEL_PART_COUNT; part++) tensor_table_release(&self->tables[part]);
     free(self);
     *self_p = NULL;
+}
+
+enum status loaded_check(const struct loaded *self, struct error *error)
+{
+    assert(self != NULL);
+    enum status status = STATUS_OK;
+    for (int part = 0; status == STATUS_OK && part < MODEL_PART_COUNT; part++) {
+        if (self->tables[part] == NULL) continue;
+        status = tensor_table_check_unchanged(self->tables[part], error);
+    }
+    return status;
+}
+
+static void share_tables(struct loaded *loaded, const struct model *model)
+{
+    for (int part = 0; part < MODEL_PART_COUNT; part++) {
+        bool is_own = (part == MODEL_VAE) == (loaded->group == luna_Group_VAE);
+        struct tensor_table *table = model_tensors(model, (enum model_part)part);
+        if (is_own && table != NULL) loaded->tables[part] = tensor_table_share(table);
+    }
 }
 
 static enum status open_definition(const struct loader *self,
@@ -91,6 +112,7 @@ static enum status load(const struct loader *self, const luna_ModelDefinition *d
     }
     loaded->group = group;
     status = open_definition(self, definition, &model, error);
+    if (status == STATUS_OK) share_tables(loaded, model);
     if (status == STATUS_OK) status = create_networks(self, definition, model, loaded, error);
     if (status != STATUS_OK) {
         error_prefix(error, "model \"%s\"", definition->name);

@@ -10,7 +10,8 @@
 // A name is known to the others once its headers have been read; a model of the configuration that
 // cannot be opened is kept as failed, one that a client wanted to register is refused. The
 // generation is a digest of the files as they were opened: the same files have the same one, also
-// after the core was restarted.
+// after the core was restarted. What clients registered is kept in a file until the daemon ends, so
+// that it outlives a core that dies.
 
 #include "actors/registry_state.h"
 
@@ -20,11 +21,13 @@
 #include <zmq.h>
 
 #include "actors/event.h"
+#include "actors/model_store.h"
 #include "actors/post.h"
 #include "actors/topology.h"
 #include "runtime/socket.h"
 
-#define START_MS_MAX 1000u  // that the start waits for the configuration's models
+#define START_MS_MAX 1000u     // that the start waits for the configuration's models
+#define RESTART_MS_MAX 10000u  // and for those that clients registered, whom nobody else awaits
 
 struct entry *registry_find(struct registry *self, const char *name)
 {
@@ -41,16 +44,21 @@ luna_Model registry_public_model(const struct entry *entry)
 {
     luna_Model model = entry->model;
     const size_t devices_max = sizeof model.loaded_on / sizeof model.loaded_on[0];
-    const char *state = "registered";
-    if (entry->loading) state = "loading";
-    if (entry->loaded_count > 0) state = "loaded";
-    if (entry->loaded_count == 0 && !entry->loading && model.message[0] != '\0') state = "failed";
-    text_set(model.state, sizeof model.state, state);
-    for (uint32_t i = 0; i < entry->loaded_count && i < devices_max; i++) {
-        text_set(model.loaded_on[i], sizeof model.loaded_on[i], entry->loaded[i].device);
+    const char *state = model.message[0] != '\0' ? "failed" : "registered";
+    for (uint32_t i = 0; i < entry->presences_count; i++) {
+        const struct presence *presence = &entry->presences[i];
+        model.users += presence->users;
+        if (!presence_is_loaded(presence)) {
+            if (model.loaded_on_count == 0) state = "loading";
+            continue;
+        }
+        state = "loaded";
+        if (model.loaded_on_count == devices_max) continue;
+        text_set(model.loaded_on[model.loaded_on_count], sizeof model.loaded_on[0],
+                 presence->device);
         model.loaded_on_count += 1;
-        model.users += entry->loaded[i].users;
     }
+    text_set(model.state, sizeof model.state, state);
     return model;
 }
 
@@ -79,18 +87,19 @@ void registry_tell_notice(struct registry *self, const struct entry *entry)
     if (self->watch_scaler != NULL) loop_socket_touch(self->watch_scaler);
 }
 
-static void tell_event(struct registry *self, const char *topic, const struct entry *entry,
-                       const char *device, enum status code, const char *message)
+void registry_tell_event(struct registry *self, const char *topic, const struct entry *entry,
+                         const char *device, const struct error *told)
 {
-    luna_Letter letter = event_make(topic, "registry", message);
+    assert(told->message[0] != '\0');
+    luna_Letter letter = event_make(topic, "registry", told->message);
     luna_Event *event = &letter.letter.event;
     text_set(event->model, sizeof event->model, entry->model.name);
     text_set(event->device, sizeof event->device, device);
-    event->code = (luna_Code)code;
+    event->code = (luna_Code)told->status;
     post_letter(self->events, &letter, NULL);
-    log_event(self->context->log, code == STATUS_OK ? LOG_INFO : LOG_WARNING, topic,
-              "model=%s device=%s code=%s why=%s", entry->model.name, device, status_name(code),
-              message);
+    log_event(self->context->log, told->status == STATUS_OK ? LOG_INFO : LOG_WARNING, topic,
+              "model=%s device=%s code=%s why=%s", entry->model.name, device,
+              status_name(told->status), told->message);
 }
 
 void registry_post_to_executor(struct registry *self, struct bytes connection,
@@ -115,6 +124,8 @@ static void tell_definition(struct registry *self, struct bytes connection,
     definition->generation = entry->generation;
     definition->offers_vae = entry->model.offers_vae;
     definition->offers_text = entry->model.offers_text;
+    definition->weights_vae_bytes = entry->weights_vae_bytes;
+    definition->weights_text_bytes = entry->weights_text_bytes;
     for (uint32_t i = 0; i < entry->files_count; i++) {
         text_set(definition->files[i], sizeof definition->files[i], entry->files[i].path);
         definition->files_count += 1;
@@ -140,19 +151,6 @@ void registry_answer(struct registry *self, const struct ask *ask, const struct 
     }
     ask_answer(self->router, ask, luna_ModelReply_fields, &reply, error);
     if (self->watch_router != NULL) loop_socket_touch(self->watch_router);
-}
-
-// Answers everybody who waits for the model to be loaded (unloaded).
-static void answer_waits(struct registry *self, const struct entry *entry, bool unload,
-                         const struct error *error)
-{
-    for (uint32_t i = 0; i < REGISTRY_WAITS_MAX; i++) {
-        struct wait *wait = &self->waits[i];
-        if (!wait->used || wait->unload != unload) continue;
-        if (strcmp(wait->name, entry->model.name) != 0) continue;
-        wait->used = false;
-        registry_answer(self, &wait->ask, entry, error);
-    }
 }
 
 // ---- opening
@@ -187,32 +185,32 @@ static uint64_t generation_of(const struct lane_result *result, uint32_t files_c
     return digest_file(digest, &result->embeddings);
 }
 
-// Sends the order whose files are set. The opening's ask is set by the caller.
 enum status registry_start_opening(struct registry *self, const char *name,
-                                   struct lane_order *order, struct opening **out,
+                                   const struct lane_order *order, struct opening **out,
                                    struct error *error)
 {
     assert(order->files_count >= 1);
     struct opening *opening = NULL;
     for (uint32_t i = 0; opening == NULL && i < REGISTRY_OPENINGS_MAX; i++) {
-        if (self->openings[i].ticket == 0) opening = &self->openings[i];
+        if (self->openings[i].order.ticket == 0) opening = &self->openings[i];
     }
     if (opening == NULL) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u models are being opened already",
                          REGISTRY_OPENINGS_MAX);
     }
-    order->ticket = self->tickets + 1;
+    struct lane_order sent = *order;
+    sent.ticket = self->tickets + 1;
     struct message message;
     message_init(&message);
     enum status status =
-        message_append(&message, (struct bytes){.data = order, .size = sizeof *order});
+        message_append(&message, (struct bytes){.data = &sent, .size = sizeof sent});
     if (status == STATUS_OK) status = message_send(&message, self->lane_socket);
     message_clear(&message);
     if (self->watch_lane != NULL) loop_socket_touch(self->watch_lane);
     if (status != STATUS_OK) return error_set(error, status, "the registry's lane takes no order");
-    self->tickets = order->ticket;
+    self->tickets = sent.ticket;
     self->openings_count += 1;
-    *opening = (struct opening){.ticket = order->ticket, .files_count = order->files_count};
+    *opening = (struct opening){.order = sent};
     text_set(opening->name, sizeof opening->name, name);
     *out = opening;
     return STATUS_OK;
@@ -238,9 +236,49 @@ static void fail_opening(struct registry *self, const struct opening *opening,
     }
     struct entry *entry = take_entry(self, opening->name);
     if (entry == NULL || entry->opened) return;
+    entry->order = opening->order;
+    entry->is_client = opening->is_client;
     text_set(entry->model.message, sizeof entry->model.message, error->message);
-    tell_event(self, "error", entry, "", error->status, error->message);
+    registry_tell_event(self, "error", entry, "", error);
     registry_tell_notice(self, entry);
+}
+
+// Keeps what clients registered, so that it outlives a core that dies. Small and in the runtime
+// directory, which is memory: it is written here and not by the lane.
+static void store_models(struct registry *self)
+{
+    struct error error;
+    struct model_store_entry *entries = calloc(REGISTRY_MODELS_MAX, sizeof *entries);
+    uint32_t count = 0;
+    enum status status = STATUS_OK;
+    if (entries == NULL) {
+        status = error_set(&error, STATUS_RESOURCE_EXHAUSTED, "no memory for the list of models");
+    }
+    for (uint32_t i = 0; status == STATUS_OK && i < self->count; i++) {
+        if (!self->models[i].is_client) continue;
+        entries[count].order = self->models[i].order;
+        text_set(entries[count].name, sizeof entries[count].name, self->models[i].model.name);
+        count += 1;
+    }
+    if (status == STATUS_OK) status = model_store_write(self->store_path, entries, count, &error);
+    free(entries);
+    if (status == STATUS_OK) return;
+    log_event(self->context->log, LOG_ERROR, "models.unsaved", "why=%s", error.message);
+}
+
+// The entry with what the lane found; presences stay, for executors tell what they hold.
+static void fill_entry(struct entry *entry, const struct opening *opening,
+                       const struct lane_result *result)
+{
+    luna_Model model = result->model;
+    memcpy(model.name, entry->model.name, sizeof model.name);
+    entry->opened = true;
+    entry->model = model;
+    entry->files_count = opening->order.files_count;
+    entry->embeddings = result->embeddings;
+    entry->weights_vae_bytes = result->weights_vae_bytes;
+    entry->weights_text_bytes = result->weights_text_bytes;
+    memcpy(entry->files, result->files, sizeof entry->files);
 }
 
 static void finish_opening(struct registry *self, const struct opening *opening,
@@ -254,37 +292,36 @@ static void finish_opening(struct registry *self, const struct opening *opening,
         fail_opening(self, opening, &error);
         return;
     }
-    uint64_t generation = generation_of(result, opening->files_count);
+    entry->order = opening->order;
+    entry->is_client = opening->is_client;
+    uint64_t generation = generation_of(result, opening->order.files_count);
     if (!entry->opened || entry->generation != generation) {
-        luna_Model model = result->model;
-        memcpy(model.name, entry->model.name, sizeof model.name);
-        *entry = (struct entry){.opened = true,
-                                .model = model,
-                                .files_count = opening->files_count,
-                                .embeddings = result->embeddings,
-                                .generation = generation,
-                                .weights_vae_bytes = result->weights_vae_bytes,
-                                .weights_text_bytes = result->weights_text_bytes};
-        memcpy(entry->files, result->files, sizeof entry->files);
+        fill_entry(entry, opening, result);
+        entry->generation = generation;
         tell_definition_to_all(self, entry);
         registry_tell_notice(self, entry);
         log_event(self->context->log, LOG_INFO, "model.registered", "model=%s kind=%s bytes=%lu",
-                  model.name, model.kind, (unsigned long)model.bytes);
+                  entry->model.name, entry->model.kind, (unsigned long)entry->model.bytes);
     }
-    if (opening->asked) registry_answer(self, &opening->ask, entry, NULL);
+    if (opening->asked && !opening->loads) {
+        store_models(self);
+        registry_answer(self, &opening->ask, entry, NULL);
+    } else if (opening->loads && registry_load(self, &opening->ask, entry, &error) != STATUS_OK) {
+        registry_answer(self, &opening->ask, NULL, &error);
+    }
 }
 
 static void on_result(struct registry *self, const struct lane_result *result)
 {
     for (uint32_t i = 0; i < REGISTRY_OPENINGS_MAX; i++) {
         struct opening *opening = &self->openings[i];
-        if (opening->ticket != result->ticket) continue;
+        if (opening->order.ticket != result->ticket) continue;
         if (result->error.status == STATUS_OK) {
             finish_opening(self, opening, result);
         } else {
             fail_opening(self, opening, &result->error);
         }
-        opening->ticket = 0;
+        opening->order.ticket = 0;
         self->openings_count -= 1;
         return;
     }
@@ -308,16 +345,6 @@ static void on_lane(void *state)
 
 // ---- executors
 
-static void forget_device(struct entry *entry, const char *device)
-{
-    for (uint32_t i = 0; i < entry->loaded_count; i++) {
-        if (strcmp(entry->loaded[i].device, device) != 0) continue;
-        entry->loaded_count -= 1;
-        entry->loaded[i] = entry->loaded[entry->loaded_count];
-        return;
-    }
-}
-
 // Says what the names stand for to an executor that is new, or that met a new core.
 static void introduce(struct registry *self, struct bytes connection)
 {
@@ -330,68 +357,10 @@ static void on_device_report(struct registry *self, struct bytes connection,
                              const luna_DeviceReport *report)
 {
     if (!device_table_report(&self->devices, connection, report)) return;
-    for (uint32_t i = 0; i < self->count; i++) {
-        uint32_t before = self->models[i].loaded_count;
-        forget_device(&self->models[i], report->name);
-        self->models[i].loading = false;
-        if (self->models[i].loaded_count != before) registry_tell_notice(self, &self->models[i]);
-    }
+    registry_forget_device(self, report->name);
     introduce(self, connection);
     luna_Letter who = {.which_letter = luna_Letter_who_tag};
     registry_post_to_executor(self, connection, &who);
-}
-
-// True when the device was not among those that hold the model.
-static bool note_loaded(struct entry *entry, const luna_ModelLoaded *loaded)
-{
-    uint32_t i = 0;
-    while (i < entry->loaded_count && strcmp(entry->loaded[i].device, loaded->device) != 0) i += 1;
-    if (i == DEVICE_TABLE_MAX) return false;
-    bool is_new = i == entry->loaded_count;
-    if (is_new) entry->loaded_count += 1;
-    text_set(entry->loaded[i].device, sizeof entry->loaded[i].device, loaded->device);
-    entry->loaded[i].users = loaded->users;
-    return is_new;
-}
-
-static void on_load_failed(struct registry *self, struct entry *entry,
-                           const luna_ModelLoaded *loaded)
-{
-    struct error error;
-    error_set(&error, (enum status)loaded->code, "%s", loaded->message);
-    entry->loading = false;
-    text_set(entry->model.message, sizeof entry->model.message, loaded->message);
-    tell_event(self, "error", entry, loaded->device, error.status, error.message);
-    answer_waits(self, entry, loaded->unloaded, &error);
-}
-
-static void on_model_loaded(struct registry *self, const luna_ModelLoaded *loaded)
-{
-    struct entry *entry = registry_find(self, loaded->name);
-    if (entry == NULL) return;
-    uint32_t before = entry->loaded_count;
-    if (loaded->hash_vae[0] != '\0') {
-        text_set(entry->model.hash_vae, sizeof entry->model.hash_vae, loaded->hash_vae);
-    }
-    if (loaded->hash_text[0] != '\0') {
-        text_set(entry->model.hash_text, sizeof entry->model.hash_text, loaded->hash_text);
-    }
-    if (loaded->unloaded) {
-        forget_device(entry, loaded->device);
-    } else if (note_loaded(entry, loaded)) {
-        tell_event(self, "model.loaded", entry, loaded->device, STATUS_OK, "");
-    }
-    if (entry->loaded_count < before) {
-        tell_event(self, "model.unloaded", entry, loaded->device, STATUS_OK, "");
-    }
-    if (loaded->code != luna_Code_OK) {
-        on_load_failed(self, entry, loaded);
-    } else {
-        entry->model.message[0] = '\0';
-        if (!loaded->unloaded) entry->loading = false;
-        answer_waits(self, entry, loaded->unloaded, NULL);
-    }
-    registry_tell_notice(self, entry);
 }
 
 static void on_executor_letter(void *state, struct bytes connection, const luna_Letter *letter,
@@ -407,7 +376,7 @@ static void on_executor_letter(void *state, struct bytes connection, const luna_
         luna_Letter who = {.which_letter = luna_Letter_who_tag};
         registry_post_to_executor(self, connection, &who);
     } else if (letter->which_letter == luna_Letter_model_loaded_tag) {
-        on_model_loaded(self, &letter->letter.model_loaded);
+        registry_on_loaded(self, &letter->letter.model_loaded);
     }
 }
 
@@ -431,13 +400,27 @@ static void on_router(void *state)
     post_each(self->router, on_router_letter, self);
 }
 
-// The scaler says nothing; reading keeps the socket's signals right.
+// ---- letters of the scaler
+
+static void on_device_down(struct registry *self, const luna_DeviceDown *down)
+{
+    const struct device_entry *device = device_table_find_name(&self->devices, down->name);
+    if (device == NULL || device->report.epoch != down->epoch) return;  // another lives there now
+    device_table_remove(&self->devices, down->name, down->epoch);
+    registry_forget_device(self, down->name);
+}
+
+static void on_scaler_letter(void *state, const luna_Letter *letter, struct message *frames)
+{
+    (void)frames;
+    if (letter->which_letter == luna_Letter_device_down_tag)
+        on_device_down(state, &letter->letter.device_down);
+}
+
 static void on_scaler(void *state)
 {
     struct registry *self = state;
-    struct message message;
-    message_init(&message);
-    while (message_receive(&message, self->scaler) == STATUS_OK) message_clear(&message);
+    post_each(self->scaler, on_scaler_letter, self);
 }
 
 // ---- life
@@ -489,27 +472,55 @@ static enum status watch_all(struct registry *self, struct error *error)
     return status;
 }
 
-// Opens the configuration's models, and waits a moment, so that requests find them when the daemon
-// is ready.
+static void open_one(struct registry *self, const char *name, const struct lane_order *order,
+                     bool is_client)
+{
+    struct opening *opening = NULL;
+    struct error error = {0};
+    if (registry_start_opening(self, name, order, &opening, &error) == STATUS_OK) {
+        opening->is_client = is_client;
+        return;
+    }
+    log_event(self->context->log, LOG_ERROR, "model.lost", "model=%s why=%s", name, error.message);
+}
+
 static void open_configured(struct registry *self)
 {
     for (uint32_t i = 0; i < self->config->model_count; i++) {
         const struct config_model *model = &self->config->model[i];
         struct lane_order order = {.embeddings_anywhere = true};
-        struct opening *opening = NULL;
-        struct error error = {0};
         for (uint32_t k = 0; k < model->files.count && k < REGISTRY_FILES_MAX; k++) {
             text_set(order.files[k], sizeof order.files[k], model->files.items[k]);
             order.files_count += 1;
         }
         text_set(order.embeddings, sizeof order.embeddings, model->embeddings);
-        if (registry_start_opening(self, model->name, &order, &opening, &error) != STATUS_OK) {
-            log_event(self->context->log, LOG_ERROR, "model.lost", "model=%s why=%s", model->name,
-                      error.message);
-        }
+        open_one(self, model->name, &order, false);
     }
+}
+
+// What clients registered with a core that is gone. A name that the configuration has too stays
+// what the client made of it.
+static uint32_t open_stored(struct registry *self)
+{
+    struct error error;
+    struct model_store_entry *entries = calloc(REGISTRY_MODELS_MAX, sizeof *entries);
+    uint32_t count = 0;
+    if (entries == NULL) return 0;
+    if (model_store_read(self->store_path, entries, REGISTRY_MODELS_MAX, &count, &error) !=
+        STATUS_OK) {
+        log_event(self->context->log, LOG_ERROR, "models.lost", "why=%s", error.message);
+    }
+    for (uint32_t i = 0; i < count; i++) open_one(self, entries[i].name, &entries[i].order, true);
+    free(entries);
+    return count;
+}
+
+// Waits a moment for the models that are being opened, so that requests find them when the core is
+// ready.
+static void await_openings(struct registry *self, uint32_t milliseconds_max)
+{
     const struct clock *clock = loop_clock(self->context->loop);
-    uint64_t end_ms = clock_ms(clock) + START_MS_MAX;
+    uint64_t end_ms = clock_ms(clock) + milliseconds_max;
     uint64_t now_ms = clock_ms(clock);
     while (self->openings_count > 0 && now_ms < end_ms) {
         zmq_pollitem_t item = {.socket = self->lane_socket, .events = ZMQ_POLLIN};
@@ -545,14 +556,20 @@ static enum status registry_create(void **state, const struct actor_context *con
     }
     self->context = context;
     self->config = core->config;
+    snprintf(self->store_path, sizeof self->store_path, "%s/%s", core->private_directory,
+             MODEL_STORE_NAME);
     const struct actor_host host = {
         .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};
     enum status status = open_sockets(self, core->private_directory, error);
     if (status == STATUS_OK) {
         status = actor_start(&self->lane, &registry_lane_kind, &host, core, error);
     }
-    if (status == STATUS_OK) open_configured(self);
-    if (status == STATUS_OK) status = watch_all(self, error);
+    if (status == STATUS_OK) {
+        open_configured(self);
+        bool is_restart = open_stored(self) > 0;
+        await_openings(self, is_restart ? RESTART_MS_MAX : START_MS_MAX);
+        status = watch_all(self, error);
+    }
     if (status != STATUS_OK) {
         registry_destroy(self);
         return status;

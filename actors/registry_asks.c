@@ -36,6 +36,7 @@ static enum status ask_register(struct registry *self, const struct ask *ask,
     struct opening *opening = NULL;
     enum status status = registry_start_opening(self, request->name, &order, &opening, error);
     if (status != STATUS_OK) return status;
+    opening->is_client = true;
     opening->asked = true;
     opening->ask = *ask;
     return STATUS_OK;
@@ -56,43 +57,23 @@ static enum status find_opened(struct registry *self, const char *name, struct e
     return STATUS_OK;
 }
 
-static enum status add_wait(struct registry *self, const struct ask *ask, const char *name,
-                            bool unload, struct error *error)
-{
-    for (uint32_t i = 0; i < REGISTRY_WAITS_MAX; i++) {
-        struct wait *wait = &self->waits[i];
-        if (wait->used) continue;
-        *wait = (struct wait){.used = true, .unload = unload, .ask = *ask};
-        text_set(wait->name, sizeof wait->name, name);
-        return STATUS_OK;
-    }
-    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "%u clients wait for models already",
-                     REGISTRY_WAITS_MAX);
-}
-
+// A model that no device holds is opened again first, for its files may have been replaced or put
+// right.
 static enum status ask_load(struct registry *self, const struct ask *ask, const char *name,
                             struct error *error)
 {
-    struct entry *entry = NULL;
-    enum status status = find_opened(self, name, &entry, error);
-    if (status != STATUS_OK) return status;
-    assert(entry != NULL);
-    if (entry->loaded_count > 0) {
-        registry_answer(self, ask, entry, NULL);
-        return STATUS_OK;
+    struct entry *entry = registry_find(self, name);
+    if (entry == NULL) {
+        return error_set(error, STATUS_NOT_FOUND, "model \"%s\" is not known here", name);
     }
-    if (self->devices.count == 0) {
-        error_set(error, STATUS_UNAVAILABLE, "no executor is there to load model \"%s\"", name);
-        error->retry_after_ms = 500;
-        return STATUS_UNAVAILABLE;
-    }
-    status = add_wait(self, ask, name, false, error);
+    if (registry_is_loaded(entry)) return registry_load(self, ask, entry, error);
+    struct opening *opening = NULL;
+    enum status status = registry_start_opening(self, name, &entry->order, &opening, error);
     if (status != STATUS_OK) return status;
-    luna_Letter letter = {.which_letter = luna_Letter_load_model_tag};
-    text_set(letter.letter.load_model.name, sizeof letter.letter.load_model.name, name);
-    registry_post_to_executor(self, device_entry_connection(&self->devices.entries[0]), &letter);
-    entry->loading = true;
-    registry_tell_notice(self, entry);
+    opening->is_client = entry->is_client;
+    opening->asked = true;
+    opening->loads = true;
+    opening->ask = *ask;
     return STATUS_OK;
 }
 
@@ -107,7 +88,7 @@ static enum status ask_unload(struct registry *self, const struct ask *ask, cons
     status = find_opened(self, name, &entry, error);
     if (status != STATUS_OK) return status;
     assert(entry != NULL);
-    if (entry->loaded_count == 0) {
+    if (!registry_is_loaded(entry)) {
         registry_answer(self, ask, entry, NULL);
         return STATUS_OK;
     }
@@ -117,15 +98,7 @@ static enum status ask_unload(struct registry *self, const struct ask *ask, cons
                          "%u workers use model \"%s\"; they retire when they have been idle",
                          model.users, name);
     }
-    status = add_wait(self, ask, name, true, error);
-    if (status != STATUS_OK) return status;
-    luna_Letter letter = {.which_letter = luna_Letter_unload_model_tag};
-    text_set(letter.letter.unload_model.name, sizeof letter.letter.unload_model.name, name);
-    for (uint32_t i = 0; i < self->devices.count; i++) {
-        registry_post_to_executor(self, device_entry_connection(&self->devices.entries[i]),
-                                  &letter);
-    }
-    return STATUS_OK;
+    return registry_unload(self, ask, entry, error);
 }
 
 static enum status ask_list(struct registry *self, const struct ask *ask, uint32_t offset,

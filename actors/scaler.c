@@ -123,6 +123,7 @@ static void spawn(struct scaler *self, const struct policy_decision *decision)
     luna_Letter letter = {.which_letter = luna_Letter_spawn_tag};
     luna_Service *service = &letter.letter.spawn.service;
     letter.letter.spawn.has_service = true;
+    letter.letter.spawn.margin_bytes = policy_settings(self->policy)->margin_bytes;
     service->group = to_letter_group(decision->group);
     text_set(service->model, sizeof service->model, decision->model);
     struct device_entry *entry = device_table_find_name(&self->devices, decision->device);
@@ -387,6 +388,9 @@ static void on_device_down(struct scaler *self, const luna_DeviceDown *down)
 {
     device_table_remove(&self->devices, down->name, down->epoch);
     policy_tell_device_down(self->policy, down->name, down->epoch, down->given_up);
+    luna_Letter letter = {.which_letter = luna_Letter_device_down_tag};
+    letter.letter.device_down = *down;
+    post(self, SCALER_REGISTRY, &letter);
 }
 
 // ---- LIMITS

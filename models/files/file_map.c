@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/text.h"
+
 const char *file_name(const char *path)
 {
     assert(path != NULL);
@@ -43,6 +45,7 @@ static enum status map_file(struct file_map *map, const char *path, struct error
     }
     map->bytes = (uint64_t)facts.st_size;
     map->modified = facts.st_mtim;
+    text_set(map->name, sizeof map->name, file_name(path));
     void *data = mmap(NULL, map->bytes, PROT_READ, MAP_PRIVATE, map->descriptor, 0);
     if (data == MAP_FAILED) {
         status = open_failed(path, errno, error);

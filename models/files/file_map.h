@@ -21,6 +21,7 @@ struct file_map {
     const uint8_t *data;       // the mapping; NULL when there is none
     uint64_t bytes;            // of the file when it was opened
     struct timespec modified;  // its mtime then
+    char name[96];             // last component of its path, for messages; may be cut
 };
 
 // A map of nothing.

@@ -201,12 +201,30 @@ const char *tensor_table_metadata(const struct tensor_table *self, const char *k
     return json_string_value(json_object_get(self->metadata, key));
 }
 
+// The file behind the table that is not as it was; NULL when all are.
+static const struct file_map *changed_file(const struct tensor_table *self)
+{
+    if (!file_map_unchanged(&self->map)) return &self->map;
+    const struct file_map *changed = NULL;
+    for (uint32_t i = 0; i < self->sources_count && changed == NULL; i++) {
+        changed = changed_file(self->sources[i]);
+    }
+    return changed;
+}
+
 bool tensor_table_unchanged(const struct tensor_table *self)
 {
     assert(self != NULL);
-    if (!file_map_unchanged(&self->map)) return false;
-    for (uint32_t i = 0; i < self->sources_count; i++) {
-        if (!tensor_table_unchanged(self->sources[i])) return false;
-    }
-    return true;
+    return changed_file(self) == NULL;
+}
+
+enum status tensor_table_check_unchanged(const struct tensor_table *self, struct error *error)
+{
+    assert(self != NULL);
+    const struct file_map *changed = changed_file(self);
+    if (changed == NULL) return STATUS_OK;
+    return error_set(error, STATUS_FAILED_PRECONDITION,
+                     "file \"%s\" was changed in place after it was loaded: unload the model, "
+                     "put the file right, and load it again",
+                     changed->name);
 }

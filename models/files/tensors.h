@@ -95,6 +95,11 @@ const char *tensor_table_metadata(const struct tensor_table *self, const char *k
 // Thread:    any.
 bool tensor_table_unchanged(const struct tensor_table *self);
 
+// The same as a sentence for people, which names the file that changed (its last component).
+// Errors:    FAILED_PRECONDITION.
+// Thread:    any.
+enum status tensor_table_check_unchanged(const struct tensor_table *self, struct error *error);
+
 // The content hash over all tensors, in the canonical form of the interface: for each tensor in
 // ascending byte order of its key: key length (u32), key, dtype name (length u32, bytes), rank
 // (u32), dims (u64 each), byte length (u64), bytes (of a transposed tensor: turned, as dims say).
