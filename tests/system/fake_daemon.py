@@ -20,6 +20,7 @@ import zmq
 from luna import luna_pb2 as pb
 
 POOL_BYTES = 16 << 20
+CHUNK_BYTES = 300000  # of LORA_PUT and LORA_GET: some go in shared memory, the last may not
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 
 
@@ -166,6 +167,7 @@ class FakeDaemon:
         self.came = threading.Condition()
         self.leases = Leases(f"{folder}/lease.sock", sealed) if leases else None
         self.lease_path = f"{folder}/lease.sock"
+        self.adapters_path = ""
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.linger = 0
@@ -218,10 +220,103 @@ class FakeDaemon:
         if operation in self.on:
             self.on[operation](request)
         elif operation == pb.PING:
-            request.reply(pb.PingReply(version="0.1.0", major=1, state="ready"))
+            hello = pb.PingReply(version="0.1.0", major=1, state="ready", chunk_bytes=CHUNK_BYTES)
+            request.reply(hello)
         elif operation == pb.CANCEL:
             request.reply()
         elif operation == pb.ATTACH and self.leases is not None:
-            request.reply(pb.AttachReply(path=self.lease_path, bytes_min=262144))
+            request.reply(
+                pb.AttachReply(path=self.lease_path, bytes_min=262144, adapters=self.adapters_path)
+            )
         else:
             request.fail(pb.UNIMPLEMENTED, "not in this test")
+
+
+class Shelf:
+    """Answers what is asked about adapters, as a daemon that believes every hash; encodes texts to
+    zeros once every entry of their stack is known."""
+
+    def __init__(self, fake):
+        self.files = {}  # by hash: (name, bytes)
+        self.uploads = {}  # by number: [hash, bytes in all, bytes so far]
+        self.steps = []  # of LORA_PUT
+        self.lose_uploads = 0  # so many are forgotten at their second chunk
+        fake.on[pb.LORA_PUT] = self._put
+        fake.on[pb.LORA_GET] = self._get
+        fake.on[pb.LORA_HAS] = fake.on[pb.LORA_PIN] = self._has
+        fake.on[pb.LORA_LIST] = self._list
+        fake.on[pb.ENCODE_TEXT] = fake.on[pb.ENCODE_TOKENS] = self._encode
+
+    def find(self, reference):
+        """The hash of a name or a hash, or None."""
+        if reference in self.files:
+            return reference
+        return next((key for key, (name, _) in self.files.items() if name == reference), None)
+
+    def message(self, key):
+        name, data = self.files[key]
+        return pb.Lora(name=name, hash=key, bytes=len(data), format="safetensors", encoders=["l"])
+
+    def _put(self, request):
+        put = pb.LoraPut.FromString(request.body)
+        self.steps.append(put.step)
+        if put.step == pb.PUT_BEGIN:
+            number = len(self.uploads) + 1
+            self.uploads[number] = [put.hash, put.bytes, b""]
+            known = put.hash in self.files
+            request.reply(
+                pb.LoraReply(
+                    upload=number, known=known, lora=self.message(put.hash) if known else None
+                )
+            )
+            return
+        upload = self.uploads[put.upload]
+        if put.step == pb.PUT_CHUNK:
+            if put.offset and self.lose_uploads:
+                self.lose_uploads -= 1
+                request.fail(pb.NOT_FOUND, "no such upload")
+                return
+            assert put.offset == len(upload[2])
+            upload[2] += request.tensor("file")
+        elif put.step == pb.PUT_COMMIT:
+            assert len(upload[2]) == upload[1]
+            self.files[upload[0]] = (put.name, upload[2])
+            request.reply(pb.LoraReply(known=True, lora=self.message(upload[0])))
+            return
+        request.reply(pb.LoraReply(received_bytes=len(upload[2])))
+
+    def _get(self, request):
+        get = pb.LoraGet.FromString(request.body)
+        key = self.find(get.reference)
+        if key is None:
+            request.fail(pb.NOT_FOUND, f'no LoRA "{get.reference}"')
+            return
+        piece = self.files[key][1][get.offset : get.offset + CHUNK_BYTES]
+        request.reply(
+            pb.LoraReply(lora=self.message(key)), [("file", pb.U8, (len(piece),), piece)]
+        )
+
+    def _has(self, request):
+        key = self.find(pb.LoraName.FromString(request.body).reference)
+        if key is None:
+            request.fail(pb.NOT_FOUND, "no such LoRA")
+        else:
+            request.reply(pb.LoraReply(lora=self.message(key)))
+
+    def _list(self, request):
+        offset = pb.Page.FromString(request.body).offset
+        keys = sorted(self.files)
+        page = [self.message(key) for key in keys[offset : offset + 2]]
+        request.reply(pb.LoraListReply(loras=page, total=len(keys)))
+
+    def _encode(self, request):
+        body = pb.EncodeText.FromString(request.body)
+        for entry in body.loras:
+            if not entry.tensor and self.find(entry.reference) is None:
+                request.fail(pb.NOT_FOUND, f'no LoRA "{entry.reference}"')
+                return
+        uses = [pb.LoraUse(reference=entry.reference, modules=12) for entry in body.loras]
+        cond = bytes(4 * 77 * 8)
+        request.reply(
+            pb.TextReply(loras=uses, rows=1), [("cond", pb.F32, (1, 77, 8), cond)]
+        )

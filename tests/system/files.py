@@ -42,8 +42,9 @@ def pack_safetensors(tensors, metadata=None):
     """The bytes of a file."""
     header, blobs, offset = ({"__metadata__": metadata} if metadata else {}), [], 0
     for name, array in tensors.items():
+        shape = list(np.shape(array))  # a number has none, and ascontiguousarray gives it one
         array = np.ascontiguousarray(array)
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape),
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": shape,
                         "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
         blobs.append(array.tobytes())

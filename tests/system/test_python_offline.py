@@ -147,15 +147,6 @@ def test_every_code_is_an_exception_of_its_name(fake, name, number):
     assert (caught.value.code, caught.value.name) == (number, name)
 
 
-def test_what_no_daemon_can_yet_is_asked_for_and_refused(fake):
-    with luna.connect(fake.endpoint) as daemon:
-        with pytest.raises(luna.Unimplemented):
-            daemon.put_lora("style.safetensors")
-        with pytest.raises(luna.Unimplemented):
-            daemon.loras()
-    assert fake.requests[pb.LORA_PUT] and fake.requests[pb.LORA_LIST]
-
-
 def test_progress_is_told_in_order_before_the_answer(fake):
     def answer(request):
         assert request.header.want_progress

@@ -22,6 +22,7 @@ from .errors import (
 )
 from .events import Event, events
 from .requests import TextResult
+from .tensor_file import state_dict
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "Unimplemented",
     "connect",
     "events",
+    "state_dict",
 ]

@@ -5,13 +5,14 @@ latent, result = await asyncio.gather(daemon.encode_image(a), daemon.encode_text
 """
 
 import asyncio
+import contextlib
 import time
 
 import zmq
 import zmq.asyncio
 
 from . import connection, endpoint as endpoints, errors, requests
-from .call import Call, read_header
+from .call import Call, Steps, read_header
 from .daemon import DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT
 from .operations import Operations
 
@@ -56,15 +57,6 @@ class Daemon(Operations):
         self._sharing.close()
         self._socket.close()
 
-    async def models(self, *, timeout=None):
-        """The models, as `luna models list --json` prints them."""
-        models = []
-        while True:
-            page = await self._run(requests.model_page(len(models)), timeout)
-            models += [requests.plain_model(model) for model in page.models]
-            if len(models) >= page.total or not page.models:
-                return models
-
     async def _run(self, request, timeout=None, priority=0, progress=None):
         if request.wants_sharing:
             await self._attach()
@@ -82,6 +74,23 @@ class Daemon(Operations):
         finally:
             del self._waiting[call.id]
             call.close()
+
+    async def _converse(self, conversation, timeout=None, priority=0, progress=None):
+        with contextlib.closing(conversation):
+            steps = Steps(conversation, self.timeout if timeout is None else timeout)
+            while not steps.over:
+                try:
+                    if callable(steps.now):
+                        loop = asyncio.get_running_loop()
+                        result = await loop.run_in_executor(None, steps.now)
+                    else:
+                        shown = progress if steps.is_work else None
+                        result = await self._run(steps.now, steps.seconds_left(), priority, shown)
+                except Exception as error:  # the conversation may know what to do
+                    steps.failed(error)
+                else:
+                    steps.done(result)
+            return steps.result
 
     async def _wait(self, call, future):
         while True:

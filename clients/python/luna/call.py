@@ -19,6 +19,7 @@ TENSORS_MAX = 8
 SHARED_BYTES_MIN = 262144  # tensors below travel better in frames
 _RESEND_SECONDS_FIRST = 1.0
 _RESEND_SECONDS_MAX = 4.0
+_WORK = (pb.ENCODE_TEXT, pb.ENCODE_TOKENS)
 _RETRYABLE = (pb.RESOURCE_EXHAUSTED, pb.UNAVAILABLE)
 
 
@@ -194,6 +195,47 @@ class Call:
             if lease.matches(entry.shared) and end <= len(lease.memory):
                 return lease.memory[entry.shared.offset : end]
         return None
+
+
+class Steps:
+    """A conversation (a generator of Requests and functions, see loras.py) on its way.
+
+    Whoever drives it does what now is, and says what came of it, until it is over.
+    """
+
+    def __init__(self, conversation, timeout):
+        self.over = False
+        self.now = None
+        self.result = None
+        self._conversation = conversation
+        self._deadline = time.monotonic() + timeout
+        self._go(next, conversation)
+
+    @property
+    def is_work(self):
+        """True for a request whose progress is worth telling."""
+        return isinstance(self.now, Request) and self.now.operation in _WORK
+
+    def seconds_left(self):
+        """Until the deadline of the whole; raises when it has passed."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise errors.DeadlineExceeded("the time was over before the last question")
+        return left
+
+    def done(self, result):
+        """Hands a step's result in."""
+        self._go(self._conversation.send, result)
+
+    def failed(self, error):
+        """Hands an exception in; raises what the conversation makes of it."""
+        self._go(self._conversation.throw, error)
+
+    def _go(self, resume, argument):
+        try:
+            self.now = resume(argument)
+        except StopIteration as end:
+            self.over, self.result = True, end.value
 
 
 def read_header(frames):

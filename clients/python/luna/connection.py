@@ -56,6 +56,11 @@ class Sharing:
         self._again_at = 0.0
 
     @property
+    def may_share(self):
+        """True when the daemon is on this machine and sharing was not refused."""
+        return self._may
+
+    @property
     def missing(self):
         """True when it is time to ask the daemon for a session."""
         if not self._may or time.monotonic() < self._again_at:

@@ -1,12 +1,13 @@
 """The synchronous client."""
 
+import contextlib
 import threading
 import time
 
 import zmq
 
 from . import connection, endpoint as endpoints, errors, requests
-from .call import Call, read_header
+from .call import Call, Steps, read_header
 from .operations import Operations
 
 DEFAULT_TIMEOUT = 120.0
@@ -30,6 +31,7 @@ class Daemon(Operations):
         keys = connection.keys_of(server_key, public_key, secret_key)
         self.endpoint = endpoints.find(endpoint)
         self.timeout = timeout
+        self.hello = None
         self._thread = threading.get_ident()
         self._sharing = connection.Sharing(self.endpoint, shared_memory)
         self._socket = connection.open_socket(zmq.Context.instance(), self.endpoint, keys)
@@ -53,15 +55,6 @@ class Daemon(Operations):
         self._sharing.close()
         self._socket.close()
 
-    def models(self, *, timeout=None):
-        """The models, as `luna models list --json` prints them."""
-        models = []
-        while True:
-            page = self._run(requests.model_page(len(models)), timeout)
-            models += [requests.plain_model(model) for model in page.models]
-            if len(models) >= page.total or not page.models:
-                return models
-
     def _run(self, request, timeout=None, priority=0, progress=None):
         if threading.get_ident() != self._thread:
             raise RuntimeError("a luna.Daemon belongs to the thread that made it: connect another")
@@ -78,6 +71,22 @@ class Daemon(Operations):
             raise
         finally:
             call.close()
+
+    def _converse(self, conversation, timeout=None, priority=0, progress=None):
+        with contextlib.closing(conversation):
+            steps = Steps(conversation, self.timeout if timeout is None else timeout)
+            while not steps.over:
+                try:
+                    if callable(steps.now):
+                        result = steps.now()
+                    else:
+                        shown = progress if steps.is_work else None
+                        result = self._run(steps.now, steps.seconds_left(), priority, shown)
+                except Exception as error:  # the conversation may know what to do
+                    steps.failed(error)
+                else:
+                    steps.done(result)
+            return steps.result
 
     def _wait(self, call):
         while True:

@@ -1,9 +1,13 @@
 """The daemon's operations as methods, written once for both clients.
 
-Each method returns what self._run(request, ...) returns: the result in luna.Daemon, an awaitable in
-luna.aio.Daemon. Every method that works takes timeout (seconds) and priority (-100 to 100).
+Each method returns what self._run(request, ...) or self._converse(conversation, ...) returns: the
+result in luna.Daemon, an awaitable in luna.aio.Daemon. Every method that works takes timeout (seconds,
+of the whole) and priority (-100 to 100).
 """
 
+import functools
+
+from . import loras as adapters
 from . import luna_pb2 as pb
 from . import requests
 
@@ -13,6 +17,21 @@ class Operations:
 
     def _run(self, request, timeout=None, priority=0, progress=None):
         raise NotImplementedError
+
+    def _converse(self, conversation, timeout=None, priority=0, progress=None):
+        """Runs a conversation (see loras.py); progress is of the work in it."""
+        raise NotImplementedError
+
+    @property
+    def _hashes(self):
+        """Hashes of adapters' files, kept as long as the object."""
+        if "_known_hashes" not in self.__dict__:
+            self._known_hashes = adapters.Hashes()
+        return self._known_hashes
+
+    @property
+    def _piece_bytes(self):
+        return self.hello["chunk_bytes"] if self.hello else 0
 
     def encode_image(
         self,
@@ -69,6 +88,7 @@ class Operations:
         sizes=None,
         *,
         negative_2=None,
+        one_shot=False,
         weights=True,
         dtype=None,
         torch=False,
@@ -76,9 +96,12 @@ class Operations:
         timeout=None,
         priority=0
     ):
-        """A TextResult: .cond .pooled .negative_cond .negative_pooled .notes.
+        """A TextResult: .cond .pooled .negative_cond .negative_pooled .notes .loras .cached.
 
-        loras: names, (name, strength), or dictionaries of LoraEntry's fields, in order.
+        loras, in order: adapters, (adapter, strength), or dictionaries of LoraEntry's fields whose
+        "reference" is an adapter. An adapter is a name or a hash that the daemon knows, a path here,
+        or a state dict. What is here is uploaded when the daemon lacks it, or, with one_shot, sent
+        along and forgotten with the answer.
         """
         texts = {
             "prompt": text,
@@ -86,10 +109,11 @@ class Operations:
             "negative": negative,
             "negative_2": negative_2,
         }
-        request = requests.encode_text(
-            texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, weights, torch
+        make_request = functools.partial(
+            requests.encode_text,
+            *(texts, model, lora_multiplier, clip_skip, sizes, dtype, weights, torch)
         )
-        return self._run(request, timeout, priority, progress)
+        return self._encode(make_request, loras, one_shot, timeout, priority, progress)
 
     def encode_tokens(
         self,
@@ -100,16 +124,26 @@ class Operations:
         lora_multiplier=1.0,
         clip_skip=None,
         *,
+        one_shot=False,
         dtype=None,
         torch=False,
         timeout=None,
         priority=0
     ):
         """As encode_text, of chunks in the form that tokenize returns."""
-        request = requests.encode_tokens(
-            chunks, negative, model, loras, lora_multiplier, clip_skip, dtype, torch
+        make_request = functools.partial(
+            requests.encode_tokens,
+            *(chunks, negative, model, lora_multiplier, clip_skip, dtype, torch)
         )
-        return self._run(request, timeout, priority)
+        return self._encode(make_request, loras, one_shot, timeout, priority, None)
+
+    def _encode(self, make_request, loras, one_shot, timeout, priority, progress):
+        stack = adapters.stack(loras, self._hashes)
+        if not any(entry.source or entry.maybe for entry in stack):  # one question, one answer
+            request = make_request([entry.message for entry in stack])
+            return self._run(request, timeout, priority, progress)
+        conversation = adapters.encode(make_request, stack, one_shot, self._piece_bytes)
+        return self._converse(conversation, timeout, priority, progress)
 
     def tokenize(self, text, model=None, *, prompt_2=None, weights=True, timeout=None):
         """The chunks of every encoder: {"l": [[[id, weight], ... 77], ...], ...}."""
@@ -151,10 +185,58 @@ class Operations:
         """Sets the limits given (vae_workers_max=1, ...) and returns those in force."""
         return self._run(requests.limits(values), timeout)
 
-    def put_lora(self, path_or_state_dict, name=None, *, timeout=None):
-        """Uploads an adapter. No daemon takes one yet: raises luna.Unimplemented."""
-        return self._run(requests.simple(pb.LORA_PUT), timeout)
+    def models(self, *, timeout=None):
+        """The models, as `luna models list --json` prints them."""
+        return self._converse(
+            adapters.every(pb.MODEL_LIST, pb.ModelListReply, "models"), timeout
+        )
+
+    def put_lora(self, path_or_state_dict, name=None, *, progress=None, timeout=None):
+        """Uploads an adapter; what the daemon has already moves no bytes.
+
+        Returns what to call it in loras=: name, or the hash of its tensors where it has none.
+        progress: a function of (bytes done, bytes in all).
+        """
+        thing = adapters.source(path_or_state_dict, self._hashes)
+        return self._converse(
+            adapters.put_and_name(thing, name, progress, self._piece_bytes), timeout
+        )
+
+    def get_lora(self, reference, path=None, *, progress=None, timeout=None):
+        """The whole file of an adapter, bytes as they were put or found: luna.state_dict reads them.
+
+        From a daemon on the same machine it is a view of the daemon's own memory where that is
+        possible. With path it is written there, whole or not at all, and path is returned.
+        """
+        local = self._sharing.may_share
+        return self._converse(
+            adapters.get(reference, path, progress, self._piece_bytes, local), timeout
+        )
 
     def loras(self, *, timeout=None):
-        """The adapters that the daemon knows. No daemon has this yet: raises luna.Unimplemented."""
-        return self._run(requests.simple(pb.LORA_LIST), timeout)
+        """The adapters that the daemon knows, as `luna loras list --json` prints them."""
+        return self._converse(adapters.every(pb.LORA_LIST, pb.LoraListReply, "loras"), timeout)
+
+    def lora(self, reference, *, timeout=None):
+        """One adapter, by name or hash; raises luna.NotFound."""
+        return self._run(requests.lora_by_name(pb.LORA_HAS, reference), timeout)
+
+    def lora_stats(self, *, timeout=None):
+        """What `luna loras stats --json` prints, as a dictionary."""
+        return self._run(requests.lora_stats(), timeout)
+
+    def scan_loras(self, *, timeout=None):
+        """Looks through the daemon's adapter folders; returns what was found, added, removed."""
+        return self._run(requests.scan_loras(), timeout)
+
+    def pin_lora(self, reference, *, timeout=None):
+        """Keeps an adapter in memory until it is unpinned; returns it."""
+        return self._run(requests.lora_by_name(pb.LORA_PIN, reference), timeout)
+
+    def unpin_lora(self, reference, *, timeout=None):
+        """Takes one's own pin back; returns the adapter."""
+        return self._run(requests.lora_by_name(pb.LORA_UNPIN, reference), timeout)
+
+    def evict_lora(self, reference, *, timeout=None):
+        """Drops an adapter from the daemon's memory; returns it as it was."""
+        return self._run(requests.lora_by_name(pb.LORA_EVICT, reference), timeout)

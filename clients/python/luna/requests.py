@@ -34,6 +34,11 @@ class TextResult:
         self.notes = list(body.notes)  # unknown embeddings and the like
         self.rows = body.rows  # of 77 tokens
         self.device = body.device
+        self.loras = [plain(use) for use in body.loras]  # what each entry of the stack did
+        self.loras_merged = body.loras_merged  # applied to a copy of the weights, not beside them
+        self.cached = body.cached  # the answer was known
+        self.queue_ms = body.queue_ms
+        self.execute_ms = body.execute_ms
         self.sizes = sizes  # as given: they condition the UNet, not the text
 
 
@@ -143,16 +148,6 @@ def decode_latent(latent, model, tiling, tile, overlap, passes, dtype, details):
     )
 
 
-def _lora(entry):
-    """A name, (name, strength), or a dictionary of LoraEntry's fields."""
-    if isinstance(entry, str):
-        return pb.LoraEntry(reference=entry, strength=1.0)
-    if isinstance(entry, dict):
-        return pb.LoraEntry(**{"strength": 1.0, **entry})
-    reference, strength = entry
-    return pb.LoraEntry(reference=reference, strength=strength)
-
-
 def _convert(torch):
     return arrays.to_torch if torch else arrays.to_numpy
 
@@ -162,7 +157,7 @@ def _text_body(clip_skip, loras, lora_multiplier, dtype, weights):
         clip_skip=clip_skip or 0,
         disable_weights=not weights,
         output=arrays.dtype_number(dtype),
-        loras=[_lora(entry) for entry in loras],
+        loras=loras,
         lora_multiplier=lora_multiplier,
     )
 
@@ -178,13 +173,16 @@ def _text_rooms(tensors, width):
     return rooms
 
 
-def encode_text(texts, model, loras, lora_multiplier, clip_skip, sizes, dtype, weights, torch):
+def encode_text(
+    texts, model, lora_multiplier, clip_skip, sizes, dtype, weights, torch, loras=(), files=()
+):
+    """files: tensors of adapters that travel along."""
     tensors = [arrays.from_text(name, text) for name, text in texts.items() if text is not None]
     body = _text_body(clip_skip, loras, lora_multiplier, dtype, weights)
     return Request(
         pb.ENCODE_TEXT,
         body,
-        tensors,
+        [*tensors, *files],
         _text_rooms(tensors, arrays.element_bytes(body.output or pb.F32)),
         model,
         pb.TextReply,
@@ -201,8 +199,11 @@ def _token_tensors(prefix, chunks):
         yield arrays.from_array(f"{prefix}{encoder}.weights", arrays.numpy.array(weights, "<f8"))
 
 
-def encode_tokens(chunks, negative, model, loras, lora_multiplier, clip_skip, dtype, torch):
-    tensors = [*_token_tensors("", chunks), *_token_tensors("negative.", negative)]
+def encode_tokens(
+    chunks, negative, model, lora_multiplier, clip_skip, dtype, torch, loras=(), files=()
+):
+    """files: tensors of adapters that travel along."""
+    tensors = [*_token_tensors("", chunks), *_token_tensors("negative.", negative), *files]
     body = _text_body(clip_skip, loras, lora_multiplier, dtype, True)
     return Request(
         pb.ENCODE_TOKENS,
@@ -254,8 +255,27 @@ def _model(reply, tensors):
     return plain_model(reply.model)
 
 
-def model_page(offset):
-    return Request(pb.MODEL_LIST, pb.Page(offset=offset), reply=pb.ModelListReply)
+def lora_by_name(operation, reference):
+    return Request(
+        operation,
+        pb.LoraName(reference=reference),
+        reply=pb.LoraReply,
+        finish=lambda reply, tensors: plain(reply.lora),
+    )
+
+
+def lora_stats():
+    def finish(reply, tensors):
+        out = plain(reply)
+        return {**out.pop("totals"), **out}
+
+    return Request(pb.LORA_STATS, reply=pb.LoraStats, finish=finish)
+
+
+def scan_loras():
+    return Request(
+        pb.LORA_SCAN, reply=pb.LoraScanReply, finish=lambda reply, tensors: plain(reply)
+    )
 
 
 def status():
@@ -271,7 +291,7 @@ def cancel(request_id):
 
 
 def simple(operation):
-    """DRAIN and SHUTDOWN, and the LoRA operations, which have no body yet."""
+    """DRAIN and SHUTDOWN."""
     return Request(operation, finish=lambda reply, tensors: None)
 
 

@@ -18,6 +18,7 @@ _ANSWER_SECONDS = 2.0  # an exchange is local and short
 _PACKET_BYTES = 4096
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+_F_SEALS = _F_SEAL_SHRINK | getattr(fcntl, "F_SEAL_WRITE", 8)  # of memory that changes no more
 
 
 class Lease:
@@ -36,6 +37,45 @@ class Lease:
             shared.slot,
             shared.generation,
         )
+
+
+def adapter(path, reference):
+    """The file of an adapter over the daemon's adapter socket: a view of the daemon's memory when
+    that can change no more, else a copy; None when it has to be asked for in another way."""
+    descriptors = []
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as session:
+            session.settimeout(_ANSWER_SECONDS)
+            session.connect(path)
+            session.send(pb.AdapterRequest(reference=reference).SerializeToString())
+            packet, descriptors, _, _ = socket.recv_fds(session, _PACKET_BYTES, 4)
+        reply = pb.AdapterReply.FromString(packet)
+        if not packet or reply.code != pb.OK or not descriptors:
+            return None
+        return _view(descriptors[0], reply.bytes)
+    except (OSError, DecodeError):
+        return None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _view(descriptor, count):
+    if os.fstat(descriptor).st_size < count or count == 0:
+        return None
+    try:
+        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
+    except OSError:
+        seals = 0  # a file on a disk, which somebody may cut short
+    if seals & _F_SEALS == _F_SEALS:
+        return memoryview(mmap.mmap(descriptor, count, prot=mmap.PROT_READ))
+    data = bytearray()
+    while len(data) < count:
+        piece = os.pread(descriptor, count - len(data), len(data))
+        if not piece:
+            return None
+        data += piece
+    return memoryview(data).toreadonly()
 
 
 class Session:
