@@ -222,7 +222,7 @@ struct worker_job *worker_next(struct worker *self)
             error_set(&error, STATUS_CANCELLED, "cancelled before it began");
         } else if (now_ns(self) >= first->deadline_ns) {
             error_set(&error, STATUS_DEADLINE_EXCEEDED, "time ran out before it began");
-        } else {
+        } else if (loaded_check(self->arguments.loaded, &error) == STATUS_OK) {
             first->in_hand = true;
             first->started_ns = now_ns(self);
             self->busy = true;
