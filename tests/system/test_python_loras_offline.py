@@ -9,13 +9,14 @@ import pickle
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import zipfile
 
 import numpy
 import pytest
 
-from conftest import BINARY
+from conftest import BINARY, ROOT
 from fake_daemon import CHUNK_BYTES, F_ADD_SEALS, F_SEAL_SHRINK, FakeDaemon, Shelf
 from files import pack_safetensors
 
@@ -24,6 +25,7 @@ import luna.aio
 from luna import loras, tensor_file
 from luna import luna_pb2 as pb
 
+CLIENT = ROOT / "clients" / "python"
 KEY = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 
 
@@ -541,3 +543,15 @@ def test_luna_text_says_what_is_missing(fake, tmp_path):
 def test_wrong_usage_of_luna_loras_ends_with_2(words):
     done = subprocess.run([BINARY, "loras", *words], capture_output=True, timeout=20)
     assert done.returncode == 2 and done.stdout == b"" and done.stderr.startswith(b"luna: loras: "), done
+
+
+def test_the_example_without_the_package_works(fake, tmp_path):
+    Shelf(fake)
+    path = write(tmp_path / "x.safetensors", adapter())
+    environment = {**os.environ, "LUNA_ENDPOINT": fake.endpoint, "PYTHONPATH": str(CLIENT / "luna")}
+    done = subprocess.run([sys.executable, CLIENT / "examples" / "raw_lora.py", "a cat", path, "0.5"],
+                          env=environment, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "cond [1, 77, 8] F32\nchanged 12 tensors\n"), done.stderr
+    request = fake.requests[pb.ENCODE_TEXT][0]
+    assert request.tensor("lora.0") == path.read_bytes()
+    assert pb.EncodeText.FromString(request.body).loras[0].strength == 0.5
