@@ -89,7 +89,10 @@ void job_table_destroy(struct job_table **self_p)
     assert(self_p != NULL);
     struct job_table *self = *self_p;
     if (self == NULL) return;
-    for (struct job *job = self->first; job != NULL; job = job->next) message_clear(&job->frames);
+    for (struct job *job = self->first; job != NULL; job = job->next) {
+        message_clear(&job->frames);
+        free(job->stack);
+    }
     free(self->pool);
     free(self->by_key);
     free(self->by_number);
@@ -153,6 +156,8 @@ void job_table_remove(struct job_table *self, struct job *job)
         self->first = job->next;
     if (job->next != NULL) job->next->previous = job->previous;
     message_clear(&job->frames);
+    free(job->stack);
+    job->stack = NULL;
     job->number = 0;
     job->next = self->free;
     self->free = job;

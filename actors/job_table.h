@@ -7,6 +7,7 @@
 #define ACTORS_JOB_TABLE_H
 
 #include "actors/job_queue.h"
+#include "messages/actors.pb.h"
 #include "runtime/message.h"
 
 #define JOB_ID_BYTES 16u
@@ -20,10 +21,12 @@ struct route {
 };
 
 enum job_state {
-    JOB_PINNING,  // its leases of shared memory are being checked
-    JOB_WAITING,  // in the queue
-    JOB_RUNNING,  // given to a worker
-    JOB_ASKED,    // given to another actor of the core
+    JOB_NEW,        // counted nowhere yet
+    JOB_PINNING,    // its leases of shared memory are being checked
+    JOB_RESOLVING,  // the LoRA store looks up its stack
+    JOB_WAITING,    // in the queue
+    JOB_RUNNING,    // given to a worker
+    JOB_ASKED,      // given to another actor of the core, or about to be answered
 };
 
 struct job {
@@ -53,6 +56,12 @@ struct job {
     uint64_t pool_offsets[8];  // of its tensors in shared memory, as leases told
     uint32_t pins_pending;     // PinAnswers still to come
     bool pinned;               // leases were pinned and must be unpinned
+    uint32_t ask_to;           // enum router_socket of the actor that answers it; 0: a worker does
+    uint32_t loras;            // adapters that it asks for
+    bool resolve_sent;         // a ReleaseStack is owed
+    luna_StackEntry *stack;    // its adapters, resolved; NULL before
+    uint32_t stack_count;      // of stack
+    uint64_t keep_model;       // number of the model whose answer may be kept; 0: it may not be
 };
 
 struct job_table;
@@ -65,13 +74,13 @@ struct job_table;
 enum status job_table_create(struct job_table **out, uint32_t jobs_max, uint64_t first_number,
                              struct error *error);
 
-// Destroys the table and the frames of the jobs in it. NULL is allowed.
+// Destroys the table, and the frames and stacks of the jobs in it. NULL is allowed.
 void job_table_destroy(struct job_table **self_p);
 
 // A new job with a number of its own, or NULL when the table is full.
 struct job *job_table_add(struct job_table *self, uint32_t user, const uint8_t id[JOB_ID_BYTES]);
 
-// Forgets a job that is in no queue, and releases its frames.
+// Forgets a job that is in no queue, and releases its frames and its stack (malloc'ed).
 void job_table_remove(struct job_table *self, struct job *job);
 
 // Each returns NULL when there is none.

@@ -66,14 +66,11 @@ static void on_model_notice(struct router *self, const luna_ModelNotice *notice)
         index += 1;
     }
     if (notice->removed) {
-        if (index == self->models_count) return;
-        self->models_count -= 1;
-        self->models[index] = self->models[self->models_count];
+        if (index < self->models_count) router_lose_model(self, index);
         return;
     }
     if (index == ROUTER_MODELS_MAX) return;
-    self->models[index] = *notice;
-    if (index == self->models_count) self->models_count += 1;
+    router_see_model(self, index, notice);
     open_to_clients(self);
 }
 
@@ -133,6 +130,9 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
         break;
     case luna_Letter_answer_tag:
         on_answer(self, letter->letter.answer.job, frames);
+        break;
+    case luna_Letter_stack_resolved_tag:
+        router_on_resolved(self, &letter->letter.stack_resolved);
         break;
     default:
         on_core_letter(self, letter);
@@ -199,6 +199,8 @@ static void on_tick(void *state)
         router_tell_demand(self, i, false);
     }
     router_tell_counts(self);
+    if (now - self->cache_told_ns >= ROUTER_CACHE_TOLD_MS * UINT64_C(1000000))
+        router_tell_cache(self);
     bool idle = job_table_count(self->jobs) == 0;
     if (self->draining && idle && !self->drained_told) {
         luna_Letter letter = {.which_letter = luna_Letter_drained_tag};
@@ -295,18 +297,20 @@ static void router_destroy(void *state)
     struct router *self = state;
     if (self == NULL) return;
     loop_timer_remove(&self->tick);
+    for (struct job *job = self->jobs != NULL ? job_table_first(self->jobs) : NULL; job != NULL;
+         job = job->next) {
+        if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
+        router_release_stack(self, job);
+    }
     for (int i = 0; i < ROUTER_SOCKETS; i++) {
         loop_socket_remove(&self->watches[i]);
         socket_close(&self->sockets[i]);
     }
     socket_close(&self->events);
-    for (struct job *job = self->jobs != NULL ? job_table_first(self->jobs) : NULL; job != NULL;
-         job = job->next) {
-        if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
-    }
     job_table_destroy(&self->jobs);
     job_queue_destroy(&self->queue);
     reply_cache_destroy(&self->replies);
+    conditioning_cache_destroy(&self->conditioning);
     free(self);
 }
 
@@ -332,6 +336,10 @@ static enum status router_create(void **state, const struct actor_context *conte
     if (status == STATUS_OK) {
         status = reply_cache_create(&self->replies, 1024, UINT64_C(64) << 20, UINT64_C(60000000000),
                                     error);
+    }
+    if (status == STATUS_OK) {
+        status = conditioning_cache_create(&self->conditioning,
+                                           self->config->cache_conditioning_mb << 20, error);
     }
     if (status == STATUS_OK) status = open_core_edges(self, error);
     if (status == STATUS_OK) status = open_workers(self, error);

@@ -234,14 +234,17 @@ static void dispatch_request(struct router *self, struct request *request,
     case luna_Operation_LORA_GET:
     case luna_Operation_LORA_LIST:
     case luna_Operation_LORA_SCAN:
-    case luna_Operation_LORA_STATS:
     case luna_Operation_LORA_PIN:
     case luna_Operation_LORA_UNPIN:
     case luna_Operation_LORA_EVICT:
         router_ask(self, request, ROUTER_LORAS);
         return;
+    case luna_Operation_LORA_STATS:
+        router_tell_cache(self);  // the store reads it before the question
+        router_ask(self, request, ROUTER_LORAS);
+        return;
     default:
-        router_submit(self, request);
+        router_submit(self, request, body);
     }
 }
 

@@ -1,10 +1,13 @@
-// router_jobs.c - a job's way: checked, admitted, pinned, queued, run, answered once, forgotten.
+// router_jobs.c - a job's way: checked, admitted, pinned, resolved, queued, run, answered once,
+// forgotten.
 
 #include "actors/router_state.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "actors/conditioning_key.h"
 #include "actors/event.h"
 #include "actors/post.h"
 
@@ -19,7 +22,14 @@ const char *router_operation_name(uint32_t operation)
 void router_event(struct router *self, const char *topic, const struct job *job,
                   const struct error *error, uint32_t execute_ms)
 {
-    luna_Letter letter = event_make(topic, "router", error != NULL ? error->message : "");
+    char text[sizeof ((luna_Event *)0)->message] = "";
+    if (error != NULL) {
+        text_set(text, sizeof text, error->message);
+    } else if (job != NULL) {
+        snprintf(text, sizeof text, "%s is done, in %u ms", router_operation_name(job->operation),
+                 execute_ms);
+    }
+    luna_Letter letter = event_make(topic, "router", text);
     luna_Event *event = &letter.letter.event;
     if (error != NULL) event->code = (luna_Code)error->status;
     if (job != NULL) {
@@ -39,20 +49,44 @@ void router_event(struct router *self, const char *topic, const struct job *job,
 
 // ---- the end of a job
 
+static bool is_waiting(const struct job *job)
+{
+    return job->state == JOB_PINNING || job->state == JOB_RESOLVING || job->state == JOB_WAITING;
+}
+
+void router_wait(struct router *self, struct job *job, enum job_state state)
+{
+    if (!is_waiting(job)) {
+        self->waiting += 1;
+        self->waiting_bytes += job->bytes;
+    }
+    job->state = state;
+    assert(is_waiting(job));
+}
+
+static void end_waiting(struct router *self, struct job *job, enum job_state state)
+{
+    if (is_waiting(job)) {
+        assert(self->waiting > 0);
+        self->waiting -= 1;
+        self->waiting_bytes -= job->bytes;
+    }
+    job->state = state;
+    assert(!is_waiting(job));
+}
+
 static void forget(struct router *self, struct job *job)
 {
+    router_release_stack(self, job);
     if (job->pinned) {
         luna_Letter letter = {.which_letter = luna_Letter_unpin_leases_tag};
         letter.letter.unpin_leases.job = job->number;
         router_post(self, ROUTER_LEASES, &letter, NULL);
     }
     if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
-    if (job->state == JOB_PINNING || job->state == JOB_WAITING) {
-        assert(self->waiting > 0);
-        self->waiting -= 1;
-        self->waiting_bytes -= job->bytes;
-        if (job->alone) self->alone_waiting -= 1;
-    }
+    if (job->state == JOB_WAITING && job->alone) self->alone_waiting -= 1;
+    if (job->ask_to != 0) self->asked_bytes -= job->bytes;
+    end_waiting(self, job, JOB_ASKED);
     assert(self->users[job->user].jobs > 0);
     self->users[job->user].jobs -= 1;
     self->counts_changed = true;
@@ -81,7 +115,7 @@ void router_fail(struct router *self, struct job *job, const struct error *error
 
 void router_finish(struct router *self, struct job *job, struct message *reply)
 {
-    assert(job->state == JOB_ASKED);
+    assert(job->state != JOB_RUNNING);
     router_send(self, &job->route, reply);
     forget(self, job);
 }
@@ -171,13 +205,15 @@ static enum status resolve_service(struct router *self, const luna_Header *heade
 }
 
 // What a job is planned to cost (fairness) and how much of a worker it takes (credit).
-static void plan_cost(const luna_Header *header, struct job_entry *entry)
+static void plan_cost(const luna_Header *header, const union codec_request *body,
+                      struct job_entry *entry)
 {
     uint64_t pixels = 0;
     uint64_t text_bytes = 0;
     for (uint32_t i = 0; i < header->tensors_count; i++) {
         const luna_Tensor *tensor = &header->tensors[i];
         if (tensor->room) continue;
+        if (router_encodes(header) && conditioning_is_adapter(&body->encode_text, tensor)) continue;
         if (header->operation == luna_Operation_ENCODE_IMAGE && tensor->dims_count == 4) {
             pixels += tensor->dims[0] * tensor->dims[1] * tensor->dims[2];
         } else if (header->operation == luna_Operation_DECODE_LATENT && tensor->dims_count >= 3) {
@@ -205,16 +241,27 @@ static uint32_t flow_of(const struct router *self, uint32_t user, const struct r
     return JOB_USERS_MAX + hash % (JOB_FLOWS_MAX - JOB_USERS_MAX);
 }
 
-// A flow may have seven waiting requests for every place that is still free (a dynamic threshold:
-// Choudhury and Hahne 1998), so that whoever floods the queue leaves places to those who do not.
-static enum status check_share(struct router *self, uint32_t flow, struct error *error)
+// Neither all places nor all bytes are for one.
+static enum status check_share(struct router *self, uint32_t flow, uint64_t bytes,
+                               struct error *error)
 {
     uint32_t places = self->config->limits.queue_requests_max;
     uint32_t own = job_queue_flow_depth(self->queue, flow);
-    if (self->waiting >= places || own / 7 < places - self->waiting) return STATUS_OK;
-    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
-                     "%u of your requests are waiting; the last %u of %u places are for others",
-                     own, places - self->waiting, places);
+    if (self->waiting < places && !job_queue_may_add(own, 1, self->waiting, places)) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                         "%u of your requests are waiting; the last %u of %u places are for others",
+                         own, places - self->waiting, places);
+    }
+    uint64_t limit = self->config->limits.queue_bytes_max;
+    uint64_t own_bytes = job_queue_flow_bytes(self->queue, flow);
+    bool fits = self->waiting_bytes <= limit && bytes <= limit - self->waiting_bytes;
+    if (fits && !job_queue_may_add(own_bytes, bytes, self->waiting_bytes, limit)) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                         "your waiting requests hold %lu bytes, %lu more leave too few of %lu for "
+                         "others",
+                         (unsigned long)own_bytes, (unsigned long)bytes, (unsigned long)limit);
+    }
+    return STATUS_OK;
 }
 
 static enum status check_room(struct router *self, uint32_t service, uint32_t flow, uint64_t bytes,
@@ -224,7 +271,7 @@ static enum status check_room(struct router *self, uint32_t service, uint32_t fl
     uint64_t each_ms = entry->execute_ns_mean / 1000000u;
     uint64_t wait_ms = each_ms * job_queue_depth(self->queue, service) / 2;
     uint32_t retry_ms = wait_ms < 20 ? 20 : wait_ms > 5000 ? 5000 : (uint32_t)wait_ms;
-    if (check_share(self, flow, error) != STATUS_OK) {
+    if (check_share(self, flow, bytes, error) != STATUS_OK) {
         error->retry_after_ms = retry_ms;
         return STATUS_RESOURCE_EXHAUSTED;
     }
@@ -342,6 +389,34 @@ static void pin_leases(struct router *self, struct job *job, const luna_Header *
     }
 }
 
+static void post_ask(struct router *self, struct job *job)
+{
+    end_waiting(self, job, JOB_ASKED);
+    luna_Letter letter = {.which_letter = luna_Letter_ask_tag};
+    letter.letter.ask.job = job->number;
+    letter.letter.ask.admin = job->admin;
+    letter.letter.ask.user = self->users[job->user].uid;
+    letter.letter.ask.pool_offsets_count = CODEC_TENSORS_MAX;
+    memcpy(letter.letter.ask.pool_offsets, job->pool_offsets, sizeof job->pool_offsets);
+    if (router_post(self, (enum router_socket)job->ask_to, &letter, &job->frames) == STATUS_OK)
+        return;
+    struct error error;
+    error_set(&error, STATUS_RESOURCE_EXHAUSTED, "too many requests of this kind are waiting");
+    error.retry_after_ms = 100;
+    router_fail(self, job, &error);
+}
+
+// The job's leases are pinned, or it has none: what comes next?
+static void go_on(struct router *self, struct job *job)
+{
+    if (job->ask_to != 0)
+        post_ask(self, job);
+    else if (job->loras > 0)
+        router_resolve(self, job);
+    else
+        router_enqueue(self, job);
+}
+
 static void on_pin_answer(struct router *self, const luna_PinAnswer *answer)
 {
     struct job *job = job_table_find_number(self->jobs, answer->job);
@@ -356,10 +431,7 @@ static void on_pin_answer(struct router *self, const luna_PinAnswer *answer)
     assert(answer->tensor < CODEC_TENSORS_MAX);
     job->pool_offsets[answer->tensor] = answer->pool_offset;
     job->pins_pending -= 1;
-    if (job->pins_pending > 0) return;
-    self->waiting -= 1;
-    self->waiting_bytes -= job->bytes;
-    router_enqueue(self, job);
+    if (job->pins_pending == 0) go_on(self, job);
 }
 
 static void on_leases_letter(void *state, const luna_Letter *letter, struct message *frames)
@@ -377,16 +449,25 @@ void router_on_leases(void *state)
 
 void router_enqueue(struct router *self, struct job *job)
 {
-    job->state = JOB_WAITING;
-    self->waiting += 1;
-    self->waiting_bytes += job->bytes;
+    router_wait(self, job, JOB_WAITING);
     if (job->alone) self->alone_waiting += 1;
     job_queue_push(self->queue, &job->entry, router_now(self));
     router_dispatch(self, job->entry.service);
     router_tell_demand(self, job->entry.service, false);
 }
 
-void router_submit(struct router *self, struct request *request)
+// Pins what the request has in shared memory, first of all.
+static void set_out(struct router *self, struct job *job, const luna_Header *header)
+{
+    if (!uses_shared_memory(header)) {
+        go_on(self, job);
+        return;
+    }
+    router_wait(self, job, JOB_PINNING);
+    pin_leases(self, job, header);
+}
+
+void router_submit(struct router *self, struct request *request, const union codec_request *body)
 {
     struct error error = {.status = STATUS_OK};
     uint32_t service = JOB_SERVICES_MAX;
@@ -397,9 +478,11 @@ void router_submit(struct router *self, struct request *request)
         error.retry_after_ms = 1000;
     }
     if (error.status == STATUS_OK) resolve_service(self, &request->header, &service, &error);
-    uint32_t flow = flow_of(self, request->user, &request->route);
-    if (error.status == STATUS_OK)
-        check_room(self, service, flow, message_bytes(request->message), &error);
+    uint64_t keep_model = 0;
+    if (error.status == STATUS_OK && router_encodes(&request->header)) {
+        keep_model =
+            router_plan_keeping(self, request, &body->encode_text, self->services[service].model);
+    }
     struct job *job = error.status == STATUS_OK ? add_job(self, request, digest) : NULL;
     if (job == NULL) {
         if (error.status == STATUS_OK)
@@ -410,18 +493,19 @@ void router_submit(struct router *self, struct request *request)
     }
     job->entry.service = service;
     job->entry.user = job->user;
-    job->entry.flow = flow;
+    job->entry.bytes = job->bytes;
+    job->entry.flow = flow_of(self, request->user, &request->route);
     job->entry.priority = request->header.priority;
-    plan_cost(&request->header, &job->entry);
-    self->services[service].requests_total += 1;
-    if (!uses_shared_memory(&request->header)) {
-        router_enqueue(self, job);
+    job->keep_model = keep_model;
+    if (router_encodes(&request->header)) job->loras = body->encode_text.loras_count;
+    plan_cost(&request->header, body, &job->entry);
+    if (job->loras == 0 && router_answer_known(self, job)) return;
+    if (check_room(self, service, job->entry.flow, job->bytes, &error) != STATUS_OK) {
+        router_fail(self, job, &error);
         return;
     }
-    job->state = JOB_PINNING;
-    self->waiting += 1;
-    self->waiting_bytes += job->bytes;
-    pin_leases(self, job, &request->header);
+    self->services[service].requests_total += 1;
+    set_out(self, job, &request->header);
 }
 
 void router_ask(struct router *self, struct request *request, enum router_socket to)
@@ -433,21 +517,23 @@ void router_ask(struct router *self, struct request *request, enum router_socket
         router_refuse(self, request, &error);
         return;
     }
-    struct job *job = add_job(self, request, 0);
-    if (job == NULL) {
+    uint64_t bytes_max = self->config->limits.queue_bytes_max;
+    uint64_t bytes = message_bytes(request->message);
+    struct job *job = NULL;
+    if (bytes <= bytes_max && self->asked_bytes <= bytes_max - bytes) {
+        job = add_job(self, request, 0);
         error_set(&error, STATUS_RESOURCE_EXHAUSTED, "the job table is full");
+    } else {
+        error_set(&error, STATUS_RESOURCE_EXHAUSTED,
+                  "requests of this kind hold %lu bytes, %lu more exceed the limit of %lu",
+                  (unsigned long)self->asked_bytes, (unsigned long)bytes, (unsigned long)bytes_max);
+    }
+    if (job == NULL) {
         error.retry_after_ms = 100;
         router_refuse(self, request, &error);
         return;
     }
-    job->state = JOB_ASKED;
-    luna_Letter letter = {.which_letter = luna_Letter_ask_tag};
-    letter.letter.ask.job = job->number;
-    letter.letter.ask.admin = job->admin;
-    letter.letter.ask.user = self->users[job->user].uid;
-    if (router_post(self, to, &letter, &job->frames) != STATUS_OK) {
-        error_set(&error, STATUS_RESOURCE_EXHAUSTED, "too many requests of this kind are waiting");
-        error.retry_after_ms = 100;
-        router_fail(self, job, &error);
-    }
+    job->ask_to = to;
+    self->asked_bytes += job->bytes;
+    set_out(self, job, &request->header);
 }

@@ -1,13 +1,15 @@
-// router_state.h - the router's private state, shared by its four files and nobody else.
+// router_state.h - the router's private state, shared by its five files and nobody else.
 //
 //     router.c          the actor: creation, timer, letters of the core's other actors
 //     router_clients.c  requests in, answers out
 //     router_jobs.c     a job's way from arrival to its one answer
+//     router_text.c     a text request before it is queued: its stack, an answer that is known
 //     router_workers.c  workers: ready, heartbeat, dispatch, result, death
 
 #ifndef ACTORS_ROUTER_STATE_H
 #define ACTORS_ROUTER_STATE_H
 
+#include "actors/conditioning_cache.h"
 #include "actors/job_table.h"
 #include "actors/reply_cache.h"
 #include "actors/topology.h"
@@ -25,6 +27,7 @@
 #define ROUTER_HELD_MS 5000u
 #define ROUTER_TICK_BUSY_MS 20u
 #define ROUTER_TICK_IDLE_MS 250u
+#define ROUTER_CACHE_TOLD_MS 1000u
 // How long clients are not read for want of the configured models, which the registry is opening.
 #define ROUTER_OPEN_MS 3000u
 
@@ -105,14 +108,20 @@ struct router {
     struct job_table *jobs;
     struct job_queue *queue;
     struct reply_cache *replies;
+    struct conditioning_cache *conditioning;  // answers to text requests
+    luna_CacheCounts cache_counts;            // as the LoRA store was told last
+    uint64_t cache_told_ns;                   // when
     struct user users[JOB_USERS_MAX];
     struct service services[JOB_SERVICES_MAX];
     struct worker workers[ROUTER_WORKERS_MAX];
     luna_ModelNotice models[ROUTER_MODELS_MAX];
+    uint64_t model_numbers[ROUTER_MODELS_MAX];  // of each as it is now; another one when it changes
+    uint64_t model_number_last;                 // given out
     uint32_t models_count;
 
-    uint32_t waiting;           // jobs pinning or in the queue
+    uint32_t waiting;           // jobs pinning, resolving, or in the queue
     uint64_t waiting_bytes;     // of their frames
+    uint64_t asked_bytes;       // of the frames of jobs that other actors answer
     uint32_t alone_waiting;     // jobs that must run alone and wait
     uint64_t flights_given;     // order of the last one
     uint64_t quarantined;       // number of the job that runs alone; 0: none
@@ -158,13 +167,16 @@ void router_send_reply(struct router *self, const struct route *route, const lun
 
 // router_jobs.c
 // Accepts a request for a worker or refuses it; consumes the message.
-void router_submit(struct router *self, struct request *request);
+void router_submit(struct router *self, struct request *request, const union codec_request *body);
 // Hands a request to another actor of the core; consumes the message.
 void router_ask(struct router *self, struct request *request, enum router_socket to);
 // Ends a job with an error.
 void router_fail(struct router *self, struct job *job, const struct error *error);
-// Ends a job with the frames of its answer (header, body, payloads), which are consumed.
+// Ends a job that no worker has with the frames of its answer (header, body, payloads), which are
+// consumed.
 void router_finish(struct router *self, struct job *job, struct message *reply);
+// Counts a job as waiting, in a state in which it waits.
+void router_wait(struct router *self, struct job *job, enum job_state state);
 // Puts a job behind in the queue, or back into it after its worker died.
 void router_enqueue(struct router *self, struct job *job);
 // Cancels one; false when there is no such job.
@@ -174,6 +186,29 @@ void router_expire(struct router *self);
 const char *router_operation_name(uint32_t operation);
 void router_event(struct router *self, const char *topic, const struct job *job,
                   const struct error *error, uint32_t execute_ms);
+
+// router_text.c
+// True for ENCODE_TEXT and ENCODE_TOKENS.
+bool router_encodes(const luna_Header *header);
+// What the router hears of a model: answers of one that changed are forgotten.
+void router_see_model(struct router *self, uint32_t index, const luna_ModelNotice *notice);
+void router_lose_model(struct router *self, uint32_t index);
+// Decides whether the answer to a text request may be kept, and makes it come in frames if so.
+// Returns the model's number; 0 when it may not.
+uint64_t router_plan_keeping(struct router *self, struct request *request,
+                             const luna_EncodeText *body, const char *model);
+// Answers a job whose answer is known; false when it is not.
+bool router_answer_known(struct router *self, struct job *job);
+// Keeps the answer (OK) to a job, if it may be kept.
+void router_keep_answer(struct router *self, const struct job *job, struct message *answer);
+// Asks the LoRA store for a job's stack; the job goes to the queue, or is answered, when it is
+// there.
+void router_resolve(struct router *self, struct job *job);
+void router_on_resolved(struct router *self, const luna_StackResolved *resolved);
+// Lets go of a job's stack, once.
+void router_release_stack(struct router *self, struct job *job);
+// Tells the LoRA store how the cache stands, if that has changed.
+void router_tell_cache(struct router *self);
 
 // router_workers.c
 void router_on_control(void *state);

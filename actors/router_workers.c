@@ -185,6 +185,10 @@ static bool give(struct router *self, struct job *job, struct worker *worker)
     letter.letter.job.queue_ms = (uint32_t)((now - job->arrived_ns) / 1000000u);
     letter.letter.job.pool_offsets_count = CODEC_TENSORS_MAX;
     memcpy(letter.letter.job.pool_offsets, job->pool_offsets, sizeof job->pool_offsets);
+    letter.letter.job.stack_count = (pb_size_t)job->stack_count;
+    if (job->stack_count > 0) {
+        memcpy(letter.letter.job.stack, job->stack, job->stack_count * sizeof *job->stack);
+    }
     bool overtakes = worker->credit_free < job->entry.credit && worker->in_flight > 0;
     letter.letter.job.overtakes = overtakes;
     struct message frames;
@@ -544,11 +548,13 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
             codec_decode_header(message_frame(frames, 0), &header, NULL) == STATUS_OK) {
             codec_get_error(&header, &error);
         }
-        if (error.status != STATUS_OK)
+        if (error.status != STATUS_OK) {
             self->counts.failed += 1;
-        else
+        } else {
+            router_keep_answer(self, job, frames);
             reply_cache_put(self->replies, job->user, job->id, job->digest, frames,
                             router_now(self));
+        }
         router_event(self, error.status == STATUS_OK ? "request.done" : "request.failed", job,
                      error.status == STATUS_OK ? NULL : &error, result->execute_ms);
         router_finish(self, job, frames);
