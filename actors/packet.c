@@ -4,7 +4,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -71,6 +73,50 @@ enum status packet_send_letter(int channel, const luna_Letter *letter, int descr
     const struct channel_descriptors passed = {.count = descriptor >= 0 ? 1 : 0,
                                                .descriptors = {descriptor}};
     return channel_send(channel, (struct bytes){.data = buffer, .size = encoded.size}, &passed);
+}
+
+static enum status connect_to(int *out, const char *directory, const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", directory, name);
+    if (length < 0 || (size_t)length >= sizeof address.sun_path) return STATUS_INVALID_ARGUMENT;
+    int channel = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (channel < 0) return STATUS_RESOURCE_EXHAUSTED;
+    if (connect(channel, (const struct sockaddr *)&address, sizeof address) != 0) {
+        close(channel);
+        return STATUS_UNAVAILABLE;
+    }
+    *out = channel;
+    return STATUS_OK;
+}
+
+enum status packet_ask(const char *directory, const char *name, int wait_ms, luna_Letter *letter,
+                       int *descriptor)
+{
+    assert(letter != NULL);
+    assert(descriptor != NULL);
+    uint8_t buffer[LETTER_BYTES_MAX];
+    size_t size = 0;
+    int channel = -1;
+    struct channel_descriptors passed = {.count = 0};
+    enum status status = connect_to(&channel, directory, name);
+    if (status != STATUS_OK) return status;
+    status = packet_send_letter(channel, letter, -1);
+    struct pollfd wait = {.fd = channel, .events = POLLIN};
+    if (status == STATUS_OK && poll(&wait, 1, wait_ms) != 1) status = STATUS_UNAVAILABLE;
+    if (status == STATUS_OK)
+        status = channel_receive(channel, buffer, sizeof buffer, &size, &passed);
+    if (status == STATUS_OK)
+        status = letter_decode((struct bytes){.data = buffer, .size = size}, letter, NULL);
+    if (status == STATUS_OK) {
+        *descriptor = passed.count == 1 ? passed.descriptors[0] : -1;
+        if (passed.count == 1) passed.count = 0;
+    } else {
+        status = STATUS_UNAVAILABLE;
+    }
+    channel_close_descriptors(&passed);
+    close(channel);
+    return status;
 }
 
 enum status packet_receive_letter(int channel, luna_Letter *out)

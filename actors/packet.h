@@ -25,6 +25,15 @@ enum status packet_accept(int listener, int *out, uint32_t *uid, struct error *e
 // Thread:    any.
 enum status packet_send_letter(int channel, const luna_Letter *letter, int descriptor);
 
+// Asks who listens at directory/name one question, and waits at most wait_ms for the answer. A
+// connection of its own, so that a listener that was restarted is no special case.
+// Ownership: the caller closes *descriptor, which is -1 when the answer brought none.
+// Errors:    UNAVAILABLE when nobody listens or answers in time, RESOURCE_EXHAUSTED,
+//            INVALID_ARGUMENT for a path that is too long for a socket.
+// Thread:    any that may wait.
+enum status packet_ask(const char *directory, const char *name, int wait_ms, luna_Letter *letter,
+                       int *descriptor);
+
 // Receives a letter. Descriptors that come with it are closed.
 // Errors:    those of channel_receive and letter_decode.
 // Thread:    any.

@@ -3,18 +3,12 @@
 #include "actors/pool_map.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "actors/packet.h"
 #include "actors/topology.h"
-#include "messages/letter.h"
-#include "runtime/channel.h"
 #include "runtime/shared_memory.h"
 
 #define POOLS_MAX 32u
@@ -27,9 +21,9 @@ struct entry {
 };
 
 struct pool_map {
-    struct sockaddr_un address;  // of the lease manager
-    uint64_t calls;              // so far
-    uint32_t count;              // entries in use
+    char *directory;  // where the lease manager listens
+    uint64_t calls;   // so far
+    uint32_t count;   // entries in use
     struct entry entries[POOLS_MAX];
 };
 
@@ -39,15 +33,10 @@ enum status pool_map_create(struct pool_map **out, const char *private_directory
     assert(out != NULL);
     assert(private_directory != NULL);
     struct pool_map *self = calloc(1, sizeof *self);
-    if (self == NULL)
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a map of pools");
-    self->address.sun_family = AF_UNIX;
-    int length = snprintf(self->address.sun_path, sizeof self->address.sun_path, "%s/%s",
-                          private_directory, SOCKET_POOLS);
-    if (length < 0 || (size_t)length >= sizeof self->address.sun_path) {
+    if (self != NULL) self->directory = strdup(private_directory);
+    if (self == NULL || self->directory == NULL) {
         free(self);
-        return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "the private directory's path is too long for a socket");
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a map of pools");
     }
     *out = self;
     return STATUS_OK;
@@ -59,47 +48,27 @@ void pool_map_destroy(struct pool_map **self_p)
     struct pool_map *self = *self_p;
     if (self == NULL) return;
     for (uint32_t i = 0; i < self->count; i++) shared_memory_destroy(&self->entries[i].memory);
+    free(self->directory);
     free(self);
     *self_p = NULL;
 }
 
-// Asks for one pool's descriptor; a connection of its own, so that a restarted core is no special
-// case.
+// Asks for one pool's descriptor.
 static enum status ask(const struct pool_map *self, uint32_t pool, luna_PoolAnswer *answer,
                        int *descriptor)
 {
-    uint8_t packet[LETTER_BYTES_MAX];
-    struct codec_buffer encoded = {.data = packet, .capacity = sizeof packet};
     luna_Letter letter = {.which_letter = luna_Letter_pool_request_tag};
     letter.letter.pool_request.pool = pool;
-    enum status status = letter_encode(&letter, &encoded, NULL);
+    int got = -1;
+    enum status status = packet_ask(self->directory, SOCKET_POOLS, ANSWER_MS, &letter, &got);
     if (status != STATUS_OK) return status;
-
-    struct channel_descriptors passed = {.count = 0};
-    int channel = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (channel < 0) return STATUS_RESOURCE_EXHAUSTED;
-    status = STATUS_UNAVAILABLE;
-    if (connect(channel, (const struct sockaddr *)&self->address, sizeof self->address) != 0)
-        goto done;
-    if (channel_send(channel, (struct bytes){.data = packet, .size = encoded.size}, NULL) !=
-        STATUS_OK)
-        goto done;
-    struct pollfd wait = {.fd = channel, .events = POLLIN};
-    if (poll(&wait, 1, ANSWER_MS) != 1) goto done;
-    size_t size = 0;
-    if (channel_receive(channel, packet, sizeof packet, &size, &passed) != STATUS_OK) goto done;
-    if (letter_decode((struct bytes){.data = packet, .size = size}, &letter, NULL) != STATUS_OK)
-        goto done;
-    if (letter.which_letter != luna_Letter_pool_answer_tag || passed.count != 1) goto done;
+    if (letter.which_letter != luna_Letter_pool_answer_tag || got < 0) {
+        if (got >= 0) close(got);
+        return STATUS_UNAVAILABLE;
+    }
     *answer = letter.letter.pool_answer;
-    *descriptor = passed.descriptors[0];
-    passed.count = 0;
-    status = STATUS_OK;
-
-done:
-    channel_close_descriptors(&passed);
-    close(channel);
-    return status;
+    *descriptor = got;
+    return STATUS_OK;
 }
 
 // A place for a new mapping. When all are taken, the one that was used longest ago goes: its pool
