@@ -60,13 +60,17 @@ struct lora_description {
     uint64_t bytes_encoder;           // of the text-encoder tensors
 };
 
-// True for a key that names a text encoder's tensor in any of the namings (spec lora 1): what
-// encoder_hash is taken over, and what executors keep.
+// True for a key of a text encoder in any of the namings (spec lora 1): what encoder_hash is taken
+// over, and what executors keep. It begins with one of
+//     lora_te_ lora_te1_ lora_te2_ lora_prior_te_ text_encoder. text_encoder_2.
+//     text_encoders.clip_l. text_encoders.clip_h. text_encoders.clip_g.
 // Thread:    any.
 bool lora_key_is_encoder(const char *key);
 
-// Describes a file: reads names and shapes, and no more bytes than scalars have.
-// Errors:    INVALID_ARGUMENT for a file without any adapter's key (says its first key).
+// Describes a file: reads names and shapes only. Modules that are incomplete are not counted; it is
+// lora_create that refuses them.
+// Errors:    INVALID_ARGUMENT for a file without any adapter's key (says its first key);
+//            RESOURCE_EXHAUSTED.
 // Thread:    any.
 enum status lora_describe(const struct tensor_table *file, struct lora_description *out,
                           struct error *error);
@@ -106,6 +110,8 @@ struct lora_module {
     const char *target;       // canonical name in that encoder's table (models/model.h), lives
                               // as long as the lora
     enum lora_family family;  // by which formula
+    enum lora_family
+        product;              // under DORA: the family of what the scale is applied to; else family
     enum lora_linear linear;  // which linear's weight, or LORA_NO_LINEAR
     uint32_t layer;           // of the linear
     uint32_t rank;            // r; 0 where there is none
@@ -118,7 +124,11 @@ struct lora_module {
 struct lora;
 
 // Understands an adapter for the encoders of a model: maps keys to canonical tensors and checks
-// that every module is complete and fits.
+// that every module is complete and fits. A NULL table is an adapter without modules.
+//
+// As in ComfyUI one formula counts for each tensor: set_weight before diff, w_norm, OFT, GLoRA,
+// LoKr, LoHa and low rank; of two namings that mean the same tensor the later of enum lora_naming
+// (keys.h). The keys of the others are unused.
 // Ownership: the caller owns *out, which keeps a count of the table.
 // Errors:    INVALID_ARGUMENT names the key and both shapes: a half without the other, a rank of 0
 //            or above the layer, another model's shapes, an alpha that is not finite, a dtype that
@@ -128,11 +138,12 @@ enum status lora_create(struct lora **out, struct tensor_table *encoder_tensors,
                         const struct model_description *model, struct error *error);
 void lora_destroy(struct lora **self_p);
 
-// The modules, sorted by part and target; more than one may have the same target (diff beside
-// lora). Thread:    any.
+// The modules, sorted by part and target, one for each.
+// Thread:    any.
 const struct lora_module *lora_modules(const struct lora *self, uint32_t *count);
 
-// Keys of text encoders that this model has no tensor for, and the i-th of them.
+// Keys of text encoders that change nothing here: this model has no tensor for them, they say
+// nothing that is known, or another key won. And the i-th of them, ascending.
 // Thread:    any.
 uint32_t lora_unused_count(const struct lora *self);
 const char *lora_unused_key(const struct lora *self, uint32_t index);
@@ -160,7 +171,12 @@ struct lora_stop {
 
 // Applies patches in order to a copy of a tensor, in fp32, and rounds once to the tensor's type
 // (f32, f16, bf16; to nearest even), as ComfyUI does. out: dense, row-major, dims as base says
-// (a transposed view is written in its own order of dims).
+// (a transposed view is written in its own order of dims). The modules' target must be base.
+//
+// As in ComfyUI the strength of OFT and BOFT counts twice, inside the rotation and outside;
+// set_weight replaces whatever the strength; DoRA of rows takes the norms of the tensor as it was
+// before the patch. Needs 8 bytes an element beside out where rows mix (OFT, BOFT, DoRA of
+// columns), little else.
 // Errors:    CANCELLED; RESOURCE_EXHAUSTED; INVALID_ARGUMENT for a singular OFT block.
 // Thread:    any.
 enum status lora_merge(const struct tensor *base, const struct lora_patch *patches, uint32_t count,
