@@ -36,6 +36,33 @@ static enum status append_encoded(struct message *frames, const pb_msgdesc_t *ty
     return status;
 }
 
+// Sends an answer; payload (may be NULL) holds the frames of the header's tensors.
+static enum status send_answer(void *socket, const struct ask *ask, const luna_Header *header,
+                               const pb_msgdesc_t *type, const void *body, struct message *payload)
+{
+    uint8_t buffer[CODEC_HEADER_BYTES_MAX];
+    struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
+    struct message frames;
+    message_init(&frames);
+    enum status status = codec_encode_header(header, &encoded, NULL);
+    if (status == STATUS_OK) {
+        status = message_append(&frames, (struct bytes){.data = buffer, .size = encoded.size});
+    }
+    if (status == STATUS_OK) {
+        status = header->code == luna_Code_OK
+                     ? append_encoded(&frames, type, body)
+                     : message_append(&frames, (struct bytes){.data = "", .size = 0});
+    }
+    for (uint32_t i = 0; status == STATUS_OK && payload != NULL && i < payload->count; i++) {
+        status = message_append_shared(&frames, payload, i);
+    }
+    luna_Letter letter = {.which_letter = luna_Letter_answer_tag};
+    letter.letter.answer.job = ask->job;
+    if (status == STATUS_OK) status = post_letter(socket, &letter, &frames);
+    message_clear(&frames);
+    return status;
+}
+
 enum status ask_answer(void *socket, const struct ask *ask, const pb_msgdesc_t *type,
                        const void *body, const struct error *error)
 {
@@ -44,22 +71,19 @@ enum status ask_answer(void *socket, const struct ask *ask, const pb_msgdesc_t *
     luna_Header header;
     codec_start_reply(&ask->header, &header);
     if (error != NULL) codec_set_error(&header, error);
+    return send_answer(socket, ask, &header, type, body, NULL);
+}
 
-    uint8_t buffer[CODEC_HEADER_BYTES_MAX];
-    struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
-    struct message frames;
-    message_init(&frames);
-    enum status status = codec_encode_header(&header, &encoded, NULL);
-    if (status == STATUS_OK) {
-        status = message_append(&frames, (struct bytes){.data = buffer, .size = encoded.size});
-    }
-    if (status == STATUS_OK) {
-        status = error == NULL ? append_encoded(&frames, type, body)
-                               : message_append(&frames, (struct bytes){.data = "", .size = 0});
-    }
-    luna_Letter letter = {.which_letter = luna_Letter_answer_tag};
-    letter.letter.answer.job = ask->job;
-    if (status == STATUS_OK) status = post_letter(socket, &letter, &frames);
-    message_clear(&frames);
+enum status ask_answer_tensor(void *socket, const struct ask *ask, const pb_msgdesc_t *type,
+                              const void *body, const luna_Tensor *tensor, struct message *payload)
+{
+    assert(socket != NULL);
+    assert(payload->count == 1);
+    luna_Header header;
+    codec_start_reply(&ask->header, &header);
+    header.tensors_count = 1;
+    header.tensors[0] = *tensor;
+    enum status status = send_answer(socket, ask, &header, type, body, payload);
+    message_clear(payload);
     return status;
 }

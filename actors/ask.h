@@ -29,4 +29,11 @@ enum status ask_read(const luna_Ask *letter, const struct message *frames, struc
 enum status ask_answer(void *socket, const struct ask *ask, const pb_msgdesc_t *type,
                        const void *body, const struct error *error);
 
+// Answers with a body and one tensor in a frame: that of *payload, which is empty afterwards, sent
+// or not.
+// Errors:    those of message_send.
+// Thread:    the socket's.
+enum status ask_answer_tensor(void *socket, const struct ask *ask, const pb_msgdesc_t *type,
+                              const void *body, const luna_Tensor *tensor, struct message *payload);
+
 #endif  // ACTORS_ASK_H

@@ -26,7 +26,7 @@
 #include "runtime/channel.h"
 #include "runtime/socket.h"
 
-#define ACTORS 6u
+#define ACTORS 7u
 
 struct core {
     struct config *config;                         // of the daemon
@@ -154,8 +154,9 @@ static void on_scaler(void *state)
 
 static enum status start_actors(struct core *self, struct error *error)
 {
-    const struct actor_kind *const kinds[ACTORS] = {&auth_kind,   &monitor_kind,  &leases_kind,
-                                                    &scaler_kind, &registry_kind, &router_kind};
+    const struct actor_kind *const kinds[ACTORS] = {&auth_kind,       &monitor_kind, &leases_kind,
+                                                    &lora_store_kind, &scaler_kind,  &registry_kind,
+                                                    &router_kind};
     const struct actor_host host = {.zmq = self->zmq,
                                     .clock = clock_system(),
                                     .log = &self->log,

@@ -46,6 +46,7 @@ struct monitor {
     bool draining;                              // nothing new is accepted
     luna_RequestCounts requests;                // as the router told last
     luna_TransportCounts transport;             // as the router told last, with the count of leases
+    luna_LoraTotals loras;                      // as the LoRA store told last
     uint32_t devices_count;                     // entries of devices
     luna_DeviceStatus devices[DEVICES_MAX];     // as the scaler told last
     uint32_t services_count;                    // entries of services
@@ -129,6 +130,7 @@ static void fill_status(const struct monitor *self, luna_Status *out)
     out->has_transport = true;
     out->transport = self->transport;
     out->has_loras = true;
+    out->loras = self->loras;
     out->loras.limit_bytes = self->config->lora.memory_limit_mb << 20;
 
     const size_t devices_max = sizeof out->devices / sizeof out->devices[0];
@@ -224,6 +226,9 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
         break;
     case luna_Letter_lease_counts_tag:
         self->transport.leases = letter->letter.lease_counts.leases;
+        break;
+    case luna_Letter_lora_totals_tag:
+        self->loras = letter->letter.lora_totals;
         break;
     case luna_Letter_drain_all_tag:
         self->draining = true;

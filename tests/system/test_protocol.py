@@ -111,11 +111,6 @@ def test_ping_tells_the_limits(client):
     assert ping.message_bytes_max == 1 << 30 and ping.image_pixels_max == 1 << 26
 
 
-def test_every_operation_that_is_not_there_yet_says_so(client):
-    for operation in range(20, 29):
-        refused(client, pb.UNIMPLEMENTED, request(operation), b"", names=[pb.Operation.Name(operation)])
-
-
 # ---- headers that are wrong
 
 
