@@ -76,12 +76,29 @@ static uint32_t find_equal(const struct batch_rows *self, const struct batch_row
     for (; i < self->rows.count; i++) {
         const struct batch_row *other = &self->rows.items[i];
         if (other->hash != row->hash || other->has_vectors) continue;
+        if (other->way != row->way) continue;
         if (other->hidden.layers != row->hidden.layers) continue;
         if (other->hidden.norm != row->hidden.norm) continue;
         const int32_t *other_ids = self->ids.items + (uint64_t)i * self->tokens;
         if (memcmp(ids, other_ids, self->tokens * sizeof *ids) == 0) break;
     }
     return i;
+}
+
+// The number of a way, which is added when it is new.
+static enum status find_way(struct batch_rows *self, struct text_way way, uint32_t *number)
+{
+    uint32_t i = 0;
+    for (; i < self->ways.count; i++) {
+        const struct text_way *other = &self->ways.items[i];
+        if (other->network == way.network && other->paths == way.paths) break;
+    }
+    if (i == self->ways.count) {
+        if (!ARRAY_RESERVE(&self->ways, (uint64_t)i + 1)) return STATUS_RESOURCE_EXHAUSTED;
+        self->ways.items[self->ways.count++] = way;
+    }
+    *number = i;
+    return STATUS_OK;
 }
 
 enum status batch_rows_add(struct batch_rows *self, const struct text_job *job,
@@ -97,13 +114,15 @@ enum status batch_rows_add(struct batch_rows *self, const struct text_job *job,
         !ARRAY_RESERVE(&self->ids, (uint64_t)self->ids.count + self->tokens)) {
         return STATUS_RESOURCE_EXHAUSTED;
     }
+    enum status status = find_way(self, text_stack_way(job->stack, part), &added.way);
+    if (status != STATUS_OK) return status;
     struct text_token *empty = NULL;
     if (tokens == NULL) {
         empty = malloc(self->tokens * sizeof *empty);
         if (empty == NULL) return STATUS_RESOURCE_EXHAUSTED;
         write_empty(self, pad, empty);
     }
-    enum status status = write_ids(self, job, pad, tokens != NULL ? tokens : empty, &added);
+    status = write_ids(self, job, pad, tokens != NULL ? tokens : empty, &added);
     free(empty);
     if (status != STATUS_OK) return status;
     uint32_t found = find_equal(self, &added);
@@ -116,14 +135,18 @@ enum status batch_rows_add(struct batch_rows *self, const struct text_job *job,
     return STATUS_OK;
 }
 
-// Rows that need more layers first, those of one tap side by side, else as they came.
+// Rows of the model's own network first, then those of each merged stack; among them, rows that
+// need more layers first, those of one tap side by side, and there those of one way; else as they
+// came.
 static int compare_rows(const void *left, const void *right)
 {
     const struct batch_row *a = *(const struct batch_row *const *)left;
     const struct batch_row *b = *(const struct batch_row *const *)right;
+    if (a->group != b->group) return a->group < b->group ? -1 : 1;
     if (a->layers != b->layers) return a->layers > b->layers ? -1 : 1;
     if (a->hidden.layers != b->hidden.layers) return a->hidden.layers > b->hidden.layers ? -1 : 1;
     if (a->hidden.norm != b->hidden.norm) return a->hidden.norm ? -1 : 1;
+    if (a->way != b->way) return a->way < b->way ? -1 : 1;
     return (a > b) - (a < b);
 }
 
@@ -151,6 +174,7 @@ enum status batch_rows_sort(struct batch_rows *self)
     for (uint32_t i = 0; i < self->rows.count; i++) {
         struct batch_row *row = &self->rows.items[i];
         row->layers = row->pooled ? self->layers : row->hidden.layers;
+        row->group = self->ways.items[row->way].network == NULL ? 0 : row->way + 1;
         sorted[i] = row;
     }
     qsort(sorted, self->rows.count, sizeof(struct batch_row *), compare_rows);
@@ -176,6 +200,7 @@ void batch_rows_clear(struct batch_rows *self)
     free(self->rows.items);
     free(self->ids.items);
     free(self->vectors.items);
+    free(self->ways.items);
     free(self->order);
     free(self->sorted_ids);
     free(self->sorted_layers);

@@ -4,7 +4,8 @@
 // x stays where it is from the first layer to the last: both residual sums are written over it.
 // Rows are sorted by the layers that they need, so that a layer works on the first rows only and
 // what the others hold no longer matters. Rows never see each other, which is why leaving some out
-// changes nothing for the rest.
+// changes nothing for the rest, and why rows with different adapters share an operation: each
+// adapter stands beside it with the rows and columns that it changes.
 
 #include "models/text/network.h"
 
@@ -32,6 +33,66 @@ static struct value rows_of(const struct builder *self, uint32_t begin, uint32_t
     return rows;
 }
 
+// What lies beside an operation.
+struct beside {
+    const struct text_segment *segments;  // who has paths
+    uint32_t segments_count;              // of those
+    uint32_t row_rows;                    // of the operation, for one row of a segment
+    uint32_t first;                       // linear, as text_paths counts them
+    uint32_t linears;                     // 3 for query, key and value, which lie side by side
+};
+
+// Writes the paths of one segment beside `op`; returns how many.
+static uint32_t list_paths(const struct beside *beside, const struct text_segment *segment,
+                           const struct linear *op, struct low_rank *out)
+{
+    uint32_t begin = segment->begin * beside->row_rows;
+    uint32_t end = begin + segment->count * beside->row_rows;
+    if (end > op->rows) end = op->rows;
+    if (begin >= end) return 0;
+    const struct text_paths *paths = segment->paths;
+    uint32_t columns = op->k / beside->linears;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < beside->linears; i++) {
+        uint32_t linear = beside->first + i;
+        for (uint32_t j = paths->begins[linear]; j < paths->begins[linear + 1]; j++) {
+            out[count++] = (struct low_rank){.row_begin = begin,
+                                             .row_count = end - begin,
+                                             .column_begin = i * columns,
+                                             .column_count = columns,
+                                             .rank = paths->items[j].rank,
+                                             .down = paths->items[j].down,
+                                             .up = paths->items[j].up,
+                                             .scale = paths->items[j].scale};
+        }
+    }
+    assert(count <= paths->most);
+    return count;
+}
+
+static void add_linear(const struct builder *self, const struct beside *beside, struct linear op)
+{
+    struct low_rank *list = self->pass->low_ranks;
+    for (uint32_t i = 0; i < beside->segments_count; i++) {
+        op.low_rank_count +=
+            list_paths(beside, &beside->segments[i], &op, list + op.low_rank_count);
+    }
+    op.low_rank = op.low_rank_count > 0 ? list : NULL;
+    program_linear(self->program, &op);
+}
+
+// What lies beside some linears of a layer.
+static struct beside beside_layer(const struct builder *self, const struct text_layer *layer,
+                                  enum lora_linear first, uint32_t linears)
+{
+    uint32_t index = (uint32_t)(layer - self->network->layers);
+    return (struct beside){.segments = self->pass->segments,
+                           .segments_count = self->pass->segments_count,
+                           .row_rows = self->tokens,
+                           .first = index * TEXT_LAYER_LINEARS + (uint32_t)first,
+                           .linears = linears};
+}
+
 static void add_norm(const struct builder *self, struct layer_norm norm)
 {
     norm.width = self->width;
@@ -55,13 +116,15 @@ static void add_attention(const struct builder *self, const struct text_layer *l
                                        .gamma = layer->norm1_gamma,
                                        .beta = layer->norm1_beta});
     struct value qkv = program_tensor(program, 1, 1, count, 3 * width);
-    program_linear(program, &(struct linear){.input = normed,
-                                             .rows = count,
-                                             .c = width,
-                                             .output = qkv,
-                                             .k = 3 * width,
-                                             .weight = layer->qkv,
-                                             .bias = layer->qkv_bias});
+    struct beside beside = beside_layer(self, layer, LORA_Q, 3);
+    add_linear(self, &beside,
+               (struct linear){.input = normed,
+                               .rows = count,
+                               .c = width,
+                               .output = qkv,
+                               .k = 3 * width,
+                               .weight = layer->qkv,
+                               .bias = layer->qkv_bias});
     struct attention attention = {
         .q = qkv,
         .k = qkv,
@@ -83,14 +146,16 @@ static void add_attention(const struct builder *self, const struct text_layer *l
     attention.v.bytes -= 2 * column_bytes;
     program_attention(program, &attention);
     program_release(program, qkv);
-    program_linear(program, &(struct linear){.input = normed,
-                                             .rows = count,
-                                             .c = width,
-                                             .output = x,
-                                             .k = width,
-                                             .weight = layer->out,
-                                             .bias = layer->out_bias,
-                                             .residual = x});
+    beside = beside_layer(self, layer, LORA_OUT, 1);
+    add_linear(self, &beside,
+               (struct linear){.input = normed,
+                               .rows = count,
+                               .c = width,
+                               .output = x,
+                               .k = width,
+                               .weight = layer->out,
+                               .bias = layer->out_bias,
+                               .residual = x});
     program_release(program, normed);
 }
 
@@ -109,25 +174,28 @@ static void add_mlp(const struct builder *self, const struct text_layer *layer, 
                                        .gamma = layer->norm2_gamma,
                                        .beta = layer->norm2_beta});
     struct value inner = program_tensor(program, 1, 1, count, config->mlp_width);
-    program_linear(program,
-                   &(struct linear){.input = normed,
-                                    .rows = count,
-                                    .c = self->width,
-                                    .output = inner,
-                                    .k = config->mlp_width,
-                                    .weight = layer->fc1,
-                                    .bias = layer->fc1_bias,
-                                    .activation = config->quick_gelu ? ACTIVATION_QUICK_GELU
-                                                                     : ACTIVATION_GELU});
+    struct beside beside = beside_layer(self, layer, LORA_FC1, 1);
+    add_linear(self, &beside,
+               (struct linear){.input = normed,
+                               .rows = count,
+                               .c = self->width,
+                               .output = inner,
+                               .k = config->mlp_width,
+                               .weight = layer->fc1,
+                               .bias = layer->fc1_bias,
+                               .activation =
+                                   config->quick_gelu ? ACTIVATION_QUICK_GELU : ACTIVATION_GELU});
     program_release(program, normed);
-    program_linear(program, &(struct linear){.input = inner,
-                                             .rows = count,
-                                             .c = config->mlp_width,
-                                             .output = x,
-                                             .k = self->width,
-                                             .weight = layer->fc2,
-                                             .bias = layer->fc2_bias,
-                                             .residual = x});
+    beside = beside_layer(self, layer, LORA_FC2, 1);
+    add_linear(self, &beside,
+               (struct linear){.input = inner,
+                               .rows = count,
+                               .c = config->mlp_width,
+                               .output = x,
+                               .k = self->width,
+                               .weight = layer->fc2,
+                               .bias = layer->fc2_bias,
+                               .residual = x});
     program_release(program, inner);
 }
 
@@ -179,12 +247,18 @@ static void add_pooled(const struct builder *self, uint32_t rows)
     struct value result = token;
     if (projection != NULL) {
         result = program_tensor(program, 1, 1, pass->pooled_count, out_width);
-        program_linear(program, &(struct linear){.input = token,
-                                                 .rows = pass->pooled_count,
-                                                 .c = self->width,
-                                                 .output = result,
-                                                 .k = out_width,
-                                                 .weight = projection});
+        struct beside beside = {.segments = pass->pooled_segments,
+                                .segments_count = pass->pooled_segments_count,
+                                .row_rows = 1,
+                                .first = self->network->config.layers * TEXT_LAYER_LINEARS,
+                                .linears = 1};
+        add_linear(self, &beside,
+                   (struct linear){.input = token,
+                                   .rows = pass->pooled_count,
+                                   .c = self->width,
+                                   .output = result,
+                                   .k = out_width,
+                                   .weight = projection});
         program_release(program, token);
     }
     program_store(program, &(struct store){.input = result,

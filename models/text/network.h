@@ -11,6 +11,7 @@
 #define MODELS_TEXT_NETWORK_H
 
 #include "kernels/kernels.h"
+#include "models/lora/lora.h"
 #include "models/model.h"
 
 struct text_layer {
@@ -34,6 +35,7 @@ struct text_network {
     struct weight **weights;               // all of the above, to destroy them
     uint32_t weights_count, weights_room;  // of that list
     uint64_t bytes;                        // of memory: tensors that are read in place, and copies
+    const struct text_network *base;       // of a variant: whose weights it borrows; else NULL
 };
 
 // Puts one encoder on a device, with the projection when it is wanted.
@@ -44,6 +46,43 @@ enum status text_network_create(struct text_network **out, struct device *device
                                 struct tensor_table *tensors, const struct clip_config *config,
                                 bool want_projection, struct error *error);
 void text_network_destroy(struct text_network **self_p);
+
+// Makes a variant of an encoder, with other values for some of its tensors: a weight that has one
+// of them is its own, the others are the base's. Ownership: the caller owns *out, keeps the base as
+// long, and the bytes of the tensors in
+//            `touched` (canonical names, the base's shapes and types); not the table.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    any.
+enum status text_network_vary(struct text_network **out, const struct text_network *base,
+                              struct device *device, const struct tensor_table *touched,
+                              struct error *error);
+
+// A low-rank product beside a linear.
+struct text_path {
+    const struct weight *down;  // [rank, what the linear reads]
+    const struct weight *up;    // [what it writes, rank]
+    uint32_t rank;              // of both
+    float scale;                // strength * alpha / rank
+};
+
+// The linears of a layer that have paths, LORA_Q to LORA_FC2; the projection comes behind the last
+// layer's.
+#define TEXT_LAYER_LINEARS 6u
+_Static_assert(LORA_FC2 + 1 == TEXT_LAYER_LINEARS, "the linears of a layer come first");
+
+// What a stack adds to an encoder: of linear i (layer * 6 + linear) the paths begins[i] to
+// begins[i + 1], in the stack's order.
+struct text_paths {
+    struct text_path *items;  // by linear
+    uint32_t *begins;         // [layers * 6 + 2]
+    uint32_t most;            // beside one operation; query, key and value are one
+};
+
+// Rows of a pass, or pooled rows of it, that have the same paths.
+struct text_segment {
+    uint32_t begin, count;           // rows
+    const struct text_paths *paths;  // not NULL
+};
 
 // Rows of a pass whose hidden states are wanted from the same place: [begin, begin + count).
 struct text_tap {
@@ -67,6 +106,11 @@ struct text_pass {
     struct value pooled_tokens;  // slot: i32 [pooled_count]: row of the pass * T + token
     struct value pooled;         // slot: f32 [pooled_count, P or W]
     uint64_t activation_bytes;   // of one element on the device
+    const struct text_segment *segments;         // rows with paths, ascending
+    uint32_t segments_count;                     // of those
+    const struct text_segment *pooled_segments;  // pooled rows with paths, ascending
+    uint32_t pooled_segments_count;              // of those
+    struct low_rank *low_ranks;  // scratch: the sum of all segments' most; NULL without segments
 };
 
 // Appends a pass to a program. Errors come out of program_finish.

@@ -2,6 +2,10 @@
 //
 // The loader keeps the first error and does nothing afterwards, so that a network reads as the list
 // of its layers. Every tensor must have the dimensions that the configuration implies.
+//
+// A variant is loaded in the same order as its base: the n-th weight of one is the n-th of the
+// other, and it is borrowed unless one of its tensors is touched. Query, key and value are one
+// weight, of which untouched parts are read where the base reads them.
 
 #include <assert.h>
 #include <stdarg.h>
@@ -20,7 +24,8 @@ struct loader {
     struct text_network *network;
     struct device *device;
     struct error *error;
-    enum status status;  // the first error, or OK
+    enum status status;                  // the first error, or OK
+    const struct tensor_table *touched;  // of a variant: tensors that differ from the base's
 };
 
 static void format_name(char out[NAME_BYTES], const char *format, ...)
@@ -84,11 +89,22 @@ static const void *straight_data(struct loader *self, const struct tensor *tenso
     return self->network->projection_copy;
 }
 
+static bool is_touched(const struct loader *self, const char *name)
+{
+    return self->touched != NULL && tensor_table_find(self->touched, name) != NULL;
+}
+
+static const struct tensor *find_tensor(const struct loader *self, const char *name)
+{
+    if (is_touched(self, name)) return tensor_table_find(self->touched, name);
+    return tensor_table_find(self->network->tensors, name);
+}
+
 // Finds one part and checks it; all parts of a source have one dtype.
 static void find_part(struct loader *self, struct weight_source *source, const char *name)
 {
     if (self->status != STATUS_OK) return;
-    const struct tensor *tensor = tensor_table_find(self->network->tensors, name);
+    const struct tensor *tensor = find_tensor(self, name);
     if (tensor == NULL) {
         self->status =
             error_set(self->error, STATUS_INVALID_ARGUMENT, "tensor \"%s\" is missing", name);
@@ -113,7 +129,9 @@ static void find_part(struct loader *self, struct weight_source *source, const c
     }
     source->dtype = tensor->dtype;
     source->parts[source->parts_count++] = straight_data(self, tensor);
-    self->network->bytes += tensor->bytes;
+    if (self->network->base == NULL || is_touched(self, name)) {
+        self->network->bytes += tensor->bytes;
+    }
 }
 
 static struct weight *create(struct loader *self, const struct weight_source *source)
@@ -129,10 +147,30 @@ static struct weight *create(struct loader *self, const struct weight_source *so
     return weight;
 }
 
+// The base's weight that stands where the next one would.
+static struct weight *borrow(struct loader *self)
+{
+    if (self->status != STATUS_OK) return NULL;
+    struct text_network *network = self->network;
+    assert(network->weights_count < network->base->weights_count);
+    struct weight *weight = network->base->weights[network->weights_count];
+    network->weights[network->weights_count++] = weight;
+    return weight;
+}
+
+static struct weight *load_parts(struct loader *self, struct weight_source source,
+                                 const char *const *names, uint32_t count)
+{
+    bool is_own = self->network->base == NULL;
+    for (uint32_t i = 0; i < count; i++) is_own = is_own || is_touched(self, names[i]);
+    if (!is_own) return borrow(self);
+    for (uint32_t i = 0; i < count; i++) find_part(self, &source, names[i]);
+    return create(self, &source);
+}
+
 static struct weight *load(struct loader *self, struct weight_source source, const char *name)
 {
-    find_part(self, &source, name);
-    return create(self, &source);
+    return load_parts(self, source, &name, 1);
 }
 
 static struct weight *load_vector(struct loader *self, uint32_t k, const char *name)
@@ -159,13 +197,14 @@ static struct weight *load_qkv(struct loader *self, uint32_t layer, const char *
     bool is_weight = strcmp(kind, "weight") == 0;
     struct weight_source source = {.form = is_weight ? WEIGHT_MATRIX : WEIGHT_VECTOR,
                                    .dims = {width, is_weight ? width : 0}};
+    char names[WEIGHT_PARTS_MAX][NAME_BYTES];
+    const char *list[WEIGHT_PARTS_MAX];
     for (uint32_t i = 0; i < WEIGHT_PARTS_MAX; i++) {
-        char name[NAME_BYTES];
-        format_name(name, "text_model.encoder.layers.%u.self_attn.%s_proj.%s", layer, letters[i],
-                    kind);
-        find_part(self, &source, name);
+        format_name(names[i], "text_model.encoder.layers.%u.self_attn.%s_proj.%s", layer,
+                    letters[i], kind);
+        list[i] = names[i];
     }
-    return create(self, &source);
+    return load_parts(self, source, list, WEIGHT_PARTS_MAX);
 }
 
 static struct weight *load_layer_vector(struct loader *self, uint32_t layer, uint32_t k,
@@ -223,6 +262,36 @@ static void load_all(struct loader *self, bool want_projection)
     }
 }
 
+// Loads all weights, from the tensors or, with touched, as a variant of a base.
+static enum status load_network(struct text_network **out, struct text_network network,
+                                struct loader loader, bool want_projection)
+{
+    enum status status = STATUS_RESOURCE_EXHAUSTED;
+    struct text_network *self = malloc(sizeof *self);
+    if (self == NULL) goto done;
+    *self = network;
+    self->tensors = tensor_table_share(network.tensors);
+    self->layers = calloc(self->config.layers, sizeof *self->layers);
+    self->weights_room = self->config.layers * WEIGHTS_PER_LAYER + WEIGHTS_BESIDE_LAYERS;
+    self->weights = calloc(self->weights_room, sizeof(struct weight *));
+    if (self->layers == NULL || self->weights == NULL) goto done;
+
+    loader.network = self;
+    load_all(&loader, want_projection);
+    status = loader.status;
+    if (status != STATUS_OK) {
+        text_network_destroy(&self);
+        return status;
+    }
+    *out = self;
+    self = NULL;
+
+done:
+    text_network_destroy(&self);
+    if (status != STATUS_OK) error_set(loader.error, status, "no memory for a text encoder");
+    return status;
+}
+
 enum status text_network_create(struct text_network **out, struct device *device,
                                 struct tensor_table *tensors, const struct clip_config *config,
                                 bool want_projection, struct error *error)
@@ -236,31 +305,22 @@ enum status text_network_create(struct text_network **out, struct device *device
                          "an encoder of %u layers, width %u, %u heads, %u tokens does not work",
                          config->layers, config->width, config->heads, config->tokens);
     }
+    return load_network(out, (struct text_network){.config = *config, .tensors = tensors},
+                        (struct loader){.device = device, .error = error}, want_projection);
+}
 
-    enum status status = STATUS_RESOURCE_EXHAUSTED;
-    struct text_network *self = calloc(1, sizeof *self);
-    if (self == NULL) goto done;
-    self->config = *config;
-    self->tensors = tensor_table_share(tensors);
-    self->layers = calloc(config->layers, sizeof *self->layers);
-    self->weights_room = config->layers * WEIGHTS_PER_LAYER + WEIGHTS_BESIDE_LAYERS;
-    self->weights = calloc(self->weights_room, sizeof(struct weight *));
-    if (self->layers == NULL || self->weights == NULL) goto done;
-
-    struct loader loader = {.network = self, .device = device, .error = error, .status = STATUS_OK};
-    load_all(&loader, want_projection);
-    status = loader.status;
-    if (status != STATUS_OK) {
-        text_network_destroy(&self);
-        return status;
-    }
-    *out = self;
-    self = NULL;
-
-done:
-    text_network_destroy(&self);
-    if (status != STATUS_OK) error_set(error, status, "no memory for a text encoder");
-    return status;
+enum status text_network_vary(struct text_network **out, const struct text_network *base,
+                              struct device *device, const struct tensor_table *touched,
+                              struct error *error)
+{
+    assert(out != NULL);
+    assert(base != NULL);
+    assert(base->base == NULL);
+    assert(touched != NULL);
+    return load_network(
+        out, (struct text_network){.config = base->config, .tensors = base->tensors, .base = base},
+        (struct loader){.device = device, .error = error, .touched = touched},
+        base->projection != NULL);
 }
 
 void text_network_destroy(struct text_network **self_p)
@@ -268,7 +328,10 @@ void text_network_destroy(struct text_network **self_p)
     assert(self_p != NULL);
     struct text_network *self = *self_p;
     if (self == NULL) return;
-    for (uint32_t i = 0; i < self->weights_count; i++) weight_destroy(&self->weights[i]);
+    for (uint32_t i = 0; i < self->weights_count; i++) {
+        bool is_borrowed = self->base != NULL && self->weights[i] == self->base->weights[i];
+        if (!is_borrowed) weight_destroy(&self->weights[i]);
+    }
     free(self->weights);
     free(self->layers);
     free(self->projection_copy);

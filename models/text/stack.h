@@ -46,7 +46,8 @@ struct text_stack_entry {
 // Thread:    any.
 bool text_stack_must_merge(const struct text_stack_entry *entries, uint32_t count);
 
-// Bytes of the copies that merging would make, for the ledger, before it is done.
+// Bytes of the copies that merging would make, for the ledger, before it is done; UINT64_MAX when
+// there is no memory to count them.
 // Thread:    any.
 uint64_t text_stack_merged_bytes(const struct text_model *model,
                                  const struct text_stack_entry *entries, uint32_t count);

@@ -1,7 +1,7 @@
 // text_batch.c - one program over the rows of many jobs, and what becomes of its results.
 //
 //     jobs -> chunks -> rows (batch_rows.h), one list an encoder
-//          -> passes of at most ROWS_PER_PASS rows, which bound the arena
+//          -> passes of rows that share an encoder's weights (batch_pass.h)
 //          -> hidden states and pooled vectors in host memory
 //          -> weights, chunks one after the other, encoders side by side -> the jobs' outputs
 //
@@ -12,10 +12,9 @@
 #include <string.h>
 
 #include "models/text/array.h"
-#include "models/text/batch_rows.h"
+#include "models/text/batch_pass.h"
 #include "models/text/text_model.h"
 
-#define ROWS_PER_PASS 64u
 #define ROW_NONE UINT32_MAX
 #define ESTIMATE_SLACK_BYTES (1u << 16)  // alignment of the values in the arena
 #define ATTENTION_BLOCK 128u             // tokens that a device packs together, at most
@@ -172,24 +171,6 @@ static struct value part_of(struct value value, uint64_t begin, uint64_t count, 
     return value;
 }
 
-// The runs of rows in [begin, begin + count) that are stored at the same place of the network.
-static uint32_t find_taps(const struct batch_rows *rows, uint32_t begin, uint32_t count,
-                          struct text_tap taps[ROWS_PER_PASS])
-{
-    uint32_t taps_count = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct hidden_choice *hidden = &rows->rows.items[rows->order[begin + i]].hidden;
-        struct text_tap *last = taps_count > 0 ? &taps[taps_count - 1] : NULL;
-        if (last != NULL && last->layers == hidden->layers && last->norm == hidden->norm) {
-            last->count += 1;
-        } else {
-            taps[taps_count++] = (struct text_tap){
-                .begin = i, .count = 1, .layers = hidden->layers, .norm = hidden->norm};
-        }
-    }
-    return taps_count;
-}
-
 // Where an encoder's rows and results lie in the program.
 struct part_slots {
     struct value ids, vectors, hidden, pooled_tokens, pooled;
@@ -214,41 +195,64 @@ static struct part_slots bind_part(struct text_batch *self, struct batch_part *p
     return slots;
 }
 
-// Appends the pass over rows [begin, begin + count), of which [*pooled_p, ...) are pooled.
-static void build_pass(struct text_batch *self, enum model_part index,
-                       const struct part_slots *slots, uint32_t begin, uint32_t *pooled_p)
+// Appends a pass to the program.
+static enum status build_pass(struct text_batch *self, enum model_part index,
+                              const struct part_slots *slots, const struct batch_pass *cut)
 {
     struct batch_part *part = &self->parts[index];
     const struct batch_rows *rows = &part->rows;
-    uint32_t left = rows->rows.count - begin;
-    uint32_t count = left < ROWS_PER_PASS ? left : ROWS_PER_PASS;
-    uint32_t first = *pooled_p;
-    for (; *pooled_p < rows->pooled_count; *pooled_p += 1) {
-        uint32_t position = rows->pooled_rows[*pooled_p];
-        if (position >= begin + count) break;
+    for (uint32_t i = cut->pooled_begin; i < cut->pooled_begin + cut->pooled_count; i++) {
+        uint32_t position = rows->pooled_rows[i];
         uint32_t token = rows->rows.items[rows->order[position]].pooled_token;
-        part->pooled_tokens[*pooled_p] = (int32_t)((position - begin) * rows->tokens + token);
+        part->pooled_tokens[i] = (int32_t)((position - cut->begin) * rows->tokens + token);
     }
-    uint32_t pooled = *pooled_p - first;
+    struct low_rank *low_ranks = calloc(cut->low_ranks + 1ull, sizeof *low_ranks);
+    if (low_ranks == NULL) return STATUS_RESOURCE_EXHAUSTED;
 
-    struct text_tap taps[ROWS_PER_PASS];
     uint64_t row_ids = rows->tokens * sizeof(int32_t);
     uint64_t row_hidden = (uint64_t)rows->tokens * rows->width * sizeof(float);
+    uint64_t row_pooled = part->pooled_width * sizeof(float);
     struct text_pass pass = {
-        .ids = part_of(slots->ids, begin, count, row_ids),
+        .ids = part_of(slots->ids, cut->begin, cut->count, row_ids),
         .vectors = slots->vectors,
         .vectors_count = rows->vectors.count / rows->width,
-        .rows = count,
-        .row_layers = rows->sorted_layers + begin,
-        .taps = taps,
-        .taps_count = find_taps(rows, begin, count, taps),
-        .hidden = part_of(slots->hidden, begin, count, row_hidden),
-        .pooled_count = pooled,
-        .pooled_tokens = part_of(slots->pooled_tokens, first, pooled, sizeof(int32_t)),
-        .pooled = part_of(slots->pooled, first, pooled, part->pooled_width * sizeof(float)),
+        .rows = cut->count,
+        .row_layers = rows->sorted_layers + cut->begin,
+        .taps = cut->taps,
+        .taps_count = cut->taps_count,
+        .hidden = part_of(slots->hidden, cut->begin, cut->count, row_hidden),
+        .pooled_count = cut->pooled_count,
+        .pooled_tokens =
+            part_of(slots->pooled_tokens, cut->pooled_begin, cut->pooled_count, sizeof(int32_t)),
+        .pooled = part_of(slots->pooled, cut->pooled_begin, cut->pooled_count, row_pooled),
         .activation_bytes = device_info(self->model->device)->activation_bytes,
+        .segments = cut->segments,
+        .segments_count = cut->segments_count,
+        .pooled_segments = cut->pooled_segments,
+        .pooled_segments_count = cut->pooled_segments_count,
+        .low_ranks = low_ranks,
     };
-    text_network_build(self->model->networks[index], self->program, &pass);
+    const struct text_network *own = self->model->networks[index];
+    text_network_build(cut->network != NULL ? cut->network : own, self->program, &pass);
+    free(low_ranks);
+    return STATUS_OK;
+}
+
+// Appends the passes over all rows of one encoder.
+static enum status build_part(struct text_batch *self, enum model_part index)
+{
+    struct batch_part *part = &self->parts[index];
+    const struct batch_rows *rows = &part->rows;
+    if (batch_rows_sort(&part->rows) != STATUS_OK) return STATUS_RESOURCE_EXHAUSTED;
+    if (!make_room(part)) return STATUS_RESOURCE_EXHAUSTED;
+    struct part_slots slots = bind_part(self, part);
+    struct batch_pass pass = {.count = 0};
+    do {
+        batch_pass_cut(rows, pass.begin + pass.count, pass.pooled_begin + pass.pooled_count, &pass);
+        if (build_pass(self, index, &slots, &pass) != STATUS_OK) return STATUS_RESOURCE_EXHAUSTED;
+    } while (pass.begin + pass.count < rows->rows.count);
+    assert(pass.pooled_begin + pass.pooled_count == rows->pooled_count);
+    return STATUS_OK;
 }
 
 static enum status build_program(struct text_batch *self, struct error *error)
@@ -258,15 +262,7 @@ static enum status build_program(struct text_batch *self, struct error *error)
     enum status status = program_create(&self->program, self->model->device, error);
     if (status != STATUS_OK) return status;
     for (uint32_t i = 0; i < parts_count; i++) {
-        struct batch_part *part = &self->parts[parts[i]];
-        if (batch_rows_sort(&part->rows) != STATUS_OK) return no_memory(error);
-        if (!make_room(part)) return no_memory(error);
-        struct part_slots slots = bind_part(self, part);
-        uint32_t pooled = 0;
-        for (uint32_t begin = 0; begin < part->rows.rows.count; begin += ROWS_PER_PASS) {
-            build_pass(self, parts[i], &slots, begin, &pooled);
-        }
-        assert(pooled == part->rows.pooled_count);
+        if (build_part(self, parts[i]) != STATUS_OK) return no_memory(error);
     }
     return program_finish(self->program, error);
 }

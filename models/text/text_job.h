@@ -6,6 +6,7 @@
 #include "models/text/chunks.h"
 #include "models/text/embeddings.h"
 #include "models/text/notes.h"
+#include "models/text/stack.h"
 #include "models/text/text.h"
 
 // A prompt and its negative.
@@ -46,6 +47,7 @@ struct text_job {
         uint32_t count;                     // embeddings in use
         uint32_t capacity;                  // embeddings there is room for
     } embeddings;                           // each is read once
+    const struct text_stack *stack;         // the caller's; NULL: none
     struct notes notes;                     // for the client
     struct text_output outputs[JOB_TEXTS];  // filled by the batch
     float *output_values[JOB_TEXTS];        // owned; what outputs point into: cond, then pooled

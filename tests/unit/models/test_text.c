@@ -7,150 +7,33 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tests/unit/models/text_kit.h"
-#include "tests/unit/models/text_weights.h"
+#include "tests/unit/models/text_bench.h"
 
-#define BAR 2e-4  // largest difference, relative to the largest value
-#define KINDS 4
-#define LAYERS 3u
-
-static const struct {
-    const char *name;
-    enum text_kind kind;
-} kinds[KINDS] = {
-    {"sd1", TEXT_SD1}, {"sd2", TEXT_SD2}, {"sdxl", TEXT_SDXL}, {"refiner", TEXT_REFINER}};
-
-// All encoders; made once.
-struct encoders {
-    struct golden_encoder *parts[MODEL_PART_COUNT];
-    struct text_embeddings *embeddings;
-};
-
-// A model of one kind on one device.
-struct bench {
-    struct device *device;
-    struct lane *lane;
-    struct text_model *model;
-    struct model_description description;
-};
-
-static void expect_ok(enum status status, const struct error *error)
+// Runs jobs without adapters, whose arena the estimate must cover.
+static void run_plain(const struct bench *self, struct text_job **jobs, uint32_t count)
 {
-    if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error->message);
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < count; i++) rows += text_job_rows(jobs[i]);
+    struct text_batch *batch = make_batch(self, jobs, count);
+    uint64_t peak = program_peak_bytes(text_batch_program(batch));
+    assert_true(peak <= text_estimate_bytes(&self->description, rows));
+    start_batch(batch, self->lane);
+    end_batch(&batch, self->lane);
 }
 
 static int open_encoders(void **state)
 {
-    static const struct clip_config narrow = {.layers = LAYERS,
-                                              .width = 64,
-                                              .heads = 1,
-                                              .mlp_width = 256,
-                                              .vocabulary = 49408,
-                                              .tokens = 77,
-                                              .quick_gelu = true};
-    static const struct clip_config wide = {.layers = LAYERS,
-                                            .width = 128,
-                                            .heads = 2,
-                                            .mlp_width = 512,
-                                            .vocabulary = 49408,
-                                            .tokens = 77,
-                                            .projection = 128};
-    struct encoders *self = calloc(1, sizeof *self);
-    struct error error;
-    self->parts[MODEL_CLIP_L] = golden_encoder_open("clip_l", narrow, DTYPE_F32);
-    self->parts[MODEL_CLIP_G] = golden_encoder_open("clip_g", wide, DTYPE_F32);
-    self->parts[MODEL_CLIP_H] = golden_encoder_open("clip_h", wide, DTYPE_F32);
-    expect_ok(text_embeddings_open(&self->embeddings, TEXT_GOLDEN "embeddings", NULL, &error),
-              &error);
-    *state = self;
+    *state = encoders_open(DTYPE_F32);
     return 0;
 }
 
 static int close_encoders(void **state)
 {
-    struct encoders *self = *state;
-    for (int i = 0; i < MODEL_PART_COUNT; i++) golden_encoder_close(&self->parts[i]);
-    text_embeddings_close(&self->embeddings);
-    free(self);
+    encoders_close(*state);
     return 0;
 }
 
-static struct bench open_bench(struct encoders *encoders, const char *device, const char *kind)
-{
-    struct bench self = {.description = {.kind = kind}};
-    struct error error;
-    struct tensor_table *tables[MODEL_PART_COUNT] = {NULL};
-    for (int i = 0; i < KINDS; i++) {
-        if (strcmp(kinds[i].name, kind) == 0) self.description.text = kinds[i].kind;
-    }
-    for (int i = 0; i < MODEL_PART_COUNT; i++) {
-        if (encoders->parts[i] == NULL) continue;
-        self.description.has[i] = true;
-        self.description.clip[i] = encoders->parts[i]->config;
-        tables[i] = encoders->parts[i]->weights.table;
-    }
-    struct device_options options = {.name = device, .threads = 2};
-    expect_ok(device_open(&self.device, &options, &error), &error);
-    expect_ok(lane_create(&self.lane, self.device, &error), &error);
-    expect_ok(text_model_create(&self.model, self.device, tables, &self.description,
-                                encoders->embeddings, &error),
-              &error);
-    return self;
-}
-
-static void close_bench(struct bench *self)
-{
-    text_model_destroy(&self->model);
-    lane_destroy(&self->lane);
-    device_close(&self->device);
-}
-
-static void run_jobs(struct bench *self, struct text_job **jobs, uint32_t count)
-{
-    struct error error;
-    struct text_batch *batch = NULL;
-    expect_ok(text_batch_create(&batch, self->model, jobs, count, &error), &error);
-    const struct program *program = text_batch_program(batch);
-    uint32_t rows = 0;
-    for (uint32_t i = 0; i < count; i++) rows += text_job_rows(jobs[i]);
-    assert_true(program_peak_bytes(program) <= text_estimate_bytes(&self->description, rows));
-    expect_ok(lane_reserve(self->lane, program_peak_bytes(program), &error), &error);
-    uint32_t bindings_count = 0;
-    void *const *bindings = text_batch_bindings(batch, &bindings_count);
-    lane_run(self->lane, program, bindings, bindings_count);
-    expect_ok(lane_collect(self->lane, &error), &error);
-    text_batch_finish(batch);
-    text_batch_destroy(&batch);
-}
-
-static struct text_job *make_job(const struct bench *self, const struct text_request *request)
-{
-    struct error error;
-    struct text_job *job = NULL;
-    expect_ok(text_job_create(&job, self->model, request, &error), &error);
-    return job;
-}
-
-static struct text_request prompt_request(const char *prompt)
-{
-    return (struct text_request){.prompt = text_of(prompt)};
-}
-
 // --- The reference
-
-static void expect_close(const char *name, const float *found, const struct tensor *expected)
-{
-    const float *values = expected->data;
-    uint64_t count = expected->bytes / sizeof *values;
-    double difference = 0;
-    double size = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        double here = fabs((double)found[i] - (double)values[i]);
-        if (isnan(here) || here > difference) difference = here;
-        size = fmax(size, fabs((double)values[i]));
-    }
-    if (!(difference <= BAR * size)) fail_msg("%s: %g of %g", name, difference, size);
-}
 
 static const struct tensor *find_tensor(const struct tensor_table *cases, const json_t *entry,
                                         const char *which, const char *what)
@@ -235,7 +118,7 @@ static void check_cases(struct encoders *encoders, const char *device)
         struct text_job *job = make_job(&bench, &request);
         check_tokens(job, json_object_get(tokens, "prompt"), 0);
         if (request.has_negative) check_tokens(job, json_object_get(tokens, "negative"), 1);
-        run_jobs(&bench, &job, 1);
+        run_plain(&bench, &job, 1);
         check_output(job, cases, entry, 0);
         if (request.has_negative) check_output(job, cases, entry, 1);
         assert_true((text_job_output(job, 1).cond != NULL) == request.has_negative);
@@ -258,15 +141,6 @@ static void outputs_are_those_of_the_reference_on_the_cpu(void **state)
 
 // --- What a batch must not change
 
-static void expect_same_output(struct text_output a, struct text_output b)
-{
-    assert_int_equal(a.tokens, b.tokens);
-    assert_int_equal(a.width, b.width);
-    assert_int_equal(a.pooled_width, b.pooled_width);
-    assert_memory_equal(a.cond, b.cond, (size_t)a.tokens * a.width * sizeof(float));
-    assert_memory_equal(a.pooled, b.pooled, a.pooled_width * sizeof(float));
-}
-
 static void batch_mates_change_no_byte(void **state)
 {
     static const char *const prompts[] = {"a (red:1.3) fox",
@@ -286,9 +160,9 @@ static void batch_mates_change_no_byte(void **state)
         request.clip_skip = i % 4;
         alone[i] = make_job(&bench, &request);
         together[i] = make_job(&bench, &request);
-        run_jobs(&bench, &alone[i], 1);
+        run_plain(&bench, &alone[i], 1);
     }
-    run_jobs(&bench, together, COUNT);
+    run_plain(&bench, together, COUNT);
     for (int i = 0; i < COUNT; i++) {
         expect_same_output(text_job_output(alone[i], 0), text_job_output(together[i], 0));
         if (i % 2 == 0) {
@@ -307,7 +181,7 @@ static void a_text_of_many_passes_equals_its_rows_alone(void **state)
     struct text_request request = {.prompt = prompt};
     struct text_job *job = make_job(&bench, &request);
     assert_int_equal(text_job_rows(job), 80);
-    run_jobs(&bench, &job, 1);
+    run_plain(&bench, &job, 1);
     struct text_output output = text_job_output(job, 0);
     assert_int_equal(output.tokens, 80 * 77);
     // 75 words a row and four words that repeat: row 76 holds what row 0 holds.
@@ -339,8 +213,8 @@ static void tokens_sent_back_give_the_same_bytes(void **state)
     struct error error;
     struct text_job *again = NULL;
     expect_ok(text_job_create_from_tokens(&again, bench.model, &tokens, &error), &error);
-    run_jobs(&bench, &texts, 1);
-    run_jobs(&bench, &again, 1);
+    run_plain(&bench, &texts, 1);
+    run_plain(&bench, &again, 1);
     expect_same_output(text_job_output(texts, 0), text_job_output(again, 0));
     text_job_destroy(&texts);
     text_job_destroy(&again);
@@ -470,7 +344,7 @@ static void a_weight_that_is_not_a_number_makes_its_tokens_so_and_no_others(void
     struct bench bench = open_bench(*state, "cpu", "sd1");
     struct text_request request = prompt_request("a (cat:nan)");
     struct text_job *job = make_job(&bench, &request);
-    run_jobs(&bench, &job, 1);
+    run_plain(&bench, &job, 1);
     struct text_output output = text_job_output(job, 0);
     assert_true(isnan(output.cond[1 * output.width]) == 0);
     assert_true(isnan(output.cond[2 * output.width]) != 0);
