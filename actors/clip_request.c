@@ -125,12 +125,10 @@ enum status clip_read_request(struct worker *worker, struct worker_job *job, str
 {
     assert(job->in_hand);
     assert(out != NULL);
-    bool encodes = job->header.operation != luna_Operation_TOKENIZE;
-    if (encodes && job->body.encode_text.loras_count > 0) {
-        return error_set(error, STATUS_UNIMPLEMENTED, "LoRA stacks are not implemented yet");
-    }
-    if (job->header.operation == luna_Operation_ENCODE_TOKENS) {
-        return read_tokens(worker, job, out, error);
-    }
-    return read_texts(worker, job, out, error);
+    assert(!job->waits_for_stack);
+    bool tokens = job->header.operation == luna_Operation_ENCODE_TOKENS;
+    enum status status =
+        tokens ? read_tokens(worker, job, out, error) : read_texts(worker, job, out, error);
+    if (status == STATUS_OK && job->stack_count > 0) text_job_apply(*out, job->grant.stack);
+    return status;
 }

@@ -5,10 +5,10 @@
 
 #include "actors/worker.h"
 
-// Reads ENCODE_TEXT, ENCODE_TOKENS and TOKENIZE: texts, or tokens that the client made itself.
+// Reads ENCODE_TEXT, ENCODE_TOKENS and TOKENIZE: texts, or tokens that the client made itself. The
+// job's stack is applied.
 // Ownership: the caller ends *out with text_job_destroy.
-// Errors:    INVALID_ARGUMENT names the tensor or the value; UNIMPLEMENTED for LoRA stacks;
-//            RESOURCE_EXHAUSTED.
+// Errors:    INVALID_ARGUMENT names the tensor or the value; RESOURCE_EXHAUSTED.
 // Thread:    the worker's.
 enum status clip_read_request(struct worker *worker, struct worker_job *job, struct text_job **out,
                               struct error *error);

@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "actors/clip_reply.h"
 #include "actors/clip_request.h"
 #include "actors/event.h"
-
 #include "actors/worker.h"
 
 #define BATCH_ROWS_MAX 64u
@@ -20,6 +20,7 @@
 struct batch_entry {
     struct worker_job *job;  // in hand
     struct text_job *text;   // its tokens, and its outputs after the run
+    uint64_t stack_job;      // the job's number when its stack is to be given back with the batch
 };
 
 struct clip_worker {
@@ -54,6 +55,7 @@ static void fill_reply(struct worker *worker, const struct worker_job *job,
     reply->queue_ms = job->queue_ms;
     reply->execute_ms = worker_execute_ms(worker, job);
     text_set(reply->device, sizeof reply->device, worker->arguments.device_name);
+    clip_fill_loras(job, reply);
 }
 
 // A tensor of an answer, and the values it is made of.
@@ -190,18 +192,44 @@ static void answer_encoding(struct worker *worker, const struct batch_entry *ent
 
 // ---- batches
 
-static void drop_batch(struct clip_worker *self)
+static void drop_batch(struct worker *worker)
 {
+    struct clip_worker *self = own(worker);
     text_batch_destroy(&self->batch);
-    for (uint32_t i = 0; i < self->count; i++) text_job_destroy(&self->entries[i].text);
+    for (uint32_t i = 0; i < self->count; i++) {
+        struct batch_entry *entry = &self->entries[i];
+        text_job_destroy(&entry->text);
+        if (entry->stack_job != 0) worker_give_back_stack(worker, entry->stack_job);
+    }
     self->count = 0;
+}
+
+// A stack outlives the batch that is encoded with it, not only its job.
+static void add_entry(struct clip_worker *self, struct worker_job *job, struct text_job *text)
+{
+    struct batch_entry *entry = &self->entries[self->count];
+    *entry = (struct batch_entry){.job = job, .text = text};
+    if (job->stack_owed) entry->stack_job = job->number;
+    job->stack_owed = false;
+    self->count += 1;
+}
+
+// Puts the last entry of the batch back into the mailbox.
+static void drop_entry(struct clip_worker *self)
+{
+    assert(self->count > 0);
+    self->count -= 1;
+    struct batch_entry *entry = &self->entries[self->count];
+    text_job_destroy(&entry->text);
+    entry->job->in_hand = false;
+    entry->job->stack_owed = entry->stack_job != 0;
 }
 
 static void fail_batch(struct worker *worker, const struct error *error)
 {
     struct clip_worker *self = own(worker);
     for (uint32_t i = 0; i < self->count; i++) worker_fail(worker, self->entries[i].job, error);
-    drop_batch(self);
+    drop_batch(worker);
 }
 
 static void gather(struct worker *worker)
@@ -218,8 +246,7 @@ static void gather(struct worker *worker)
             answer_tokens(worker, job, text);
             text_job_destroy(&text);
         } else {
-            self->entries[self->count] = (struct batch_entry){.job = job, .text = text};
-            self->count += 1;
+            add_entry(self, job, text);
             rows += text_job_rows(text);
         }
     }
@@ -263,17 +290,13 @@ static void lack_memory(struct worker *worker, uint64_t capacity)
     text_batch_destroy(&self->batch);
     if (self->count > 1) {
         uint32_t kept = self->count / 2;
-        for (uint32_t i = kept; i < self->count; i++) {
-            self->entries[i].job->in_hand = false;  // back into the mailbox
-            text_job_destroy(&self->entries[i].text);
-        }
-        self->count = kept;
+        while (self->count > kept) drop_entry(self);
         prepare(worker);
         return;
     }
     if (peak <= capacity) {
         worker_postpone(worker, self->entries[0].job, peak);
-        drop_batch(self);
+        drop_batch(worker);
     } else {
         struct error error;
         error_set(&error, STATUS_RESOURCE_EXHAUSTED,
@@ -315,7 +338,7 @@ static void clip_ran(struct worker *worker, const struct error *error)
     } else {
         text_batch_finish(self->batch);
         for (uint32_t i = 0; i < self->count; i++) answer_encoding(worker, &self->entries[i]);
-        drop_batch(self);
+        drop_batch(worker);
     }
     worker_idle(worker);
 }
@@ -331,7 +354,7 @@ static enum status clip_worker_setup(struct worker *worker, struct error *error)
 
 static void clip_worker_teardown(struct worker *worker)
 {
-    drop_batch(own(worker));
+    drop_batch(worker);
     free(worker->own);
 }
 

@@ -46,6 +46,7 @@ void conditioning_cache_put(struct conditioning_cache *self, struct bytes key, u
 // Forgets every answer of a model.
 void conditioning_cache_forget(struct conditioning_cache *self, uint64_t model);
 
+// How it stands.
 struct conditioning_counts conditioning_cache_counts(const struct conditioning_cache *self);
 
 // Asserts every invariant; for tests.

@@ -63,7 +63,7 @@ void executor_report(struct executor *self)
     report->epoch = self->arguments.epoch;
     report->memory_total_bytes = self->ledger.total_bytes;
     report->memory_free_bytes = ledger_free(&self->ledger);
-    report->weights_bytes = self->ledger.weights_bytes;
+    report->weights_bytes = self->ledger.weights_bytes + self->ledger.stack_bytes;
     report->reserved_bytes = self->ledger.reserved_bytes;
     executor_tell(self, WATCH_SCALER, &letter);
     executor_tell(self, WATCH_REGISTRY, &letter);
@@ -73,6 +73,7 @@ static void on_report(void *state)
 {
     struct executor *self = state;
     executor_report(self);
+    executor_stacks_report(self->stacks);
     executor_expire_workers(self);
 }
 
@@ -200,6 +201,7 @@ static void executor_destroy(void *state)
     struct executor *self = state;
     if (self == NULL) return;
     executor_stop_workers(self);
+    executor_stacks_destroy(&self->stacks);
     actor_stop(&self->loader);
     // An answer of the loader that nobody read may carry networks.
     struct message message;
@@ -245,6 +247,7 @@ static enum status executor_create(void **state, const struct actor_context *con
         const struct loader_arguments loader = {.device = self->device, .torch = &self->torch};
         status = actor_start(&self->loader, &loader_kind, &self->host, &loader, error);
     }
+    if (status == STATUS_OK) status = executor_stacks_create(&self->stacks, self, error);
     if (status == STATUS_OK) status = watch_edges(self, error);
     if (status != STATUS_OK) {
         executor_destroy(self);

@@ -7,6 +7,7 @@
 #ifndef ACTORS_EXECUTOR_H
 #define ACTORS_EXECUTOR_H
 
+#include "actors/stack_desk.h"
 #include "actors/topology.h"
 #include "kernels/kernels.h"
 #include "messages/actors.pb.h"
@@ -43,16 +44,21 @@ extern const struct actor_kind vae_worker_kind;  // arguments: struct worker_arg
 extern const struct actor_kind clip_worker_kind;
 
 enum executor_letter_kind {
-    EXECUTOR_RESERVE,   // worker: I need an arena of bytes in all; 0 gives it back
-    EXECUTOR_RESERVED,  // executor: granted says whether; bytes is what it may have at most
-    EXECUTOR_RETIRED,   // worker: nothing runs any more, I said Goodbye to the router
-    EXECUTOR_BROKEN,    // worker: the device failed for good (a sticky error); end the process
+    EXECUTOR_RESERVE,     // worker: I need an arena of bytes in all; 0 gives it back
+    EXECUTOR_RESERVED,    // executor: granted says whether; bytes is what it may have at most
+    EXECUTOR_RETIRED,     // worker: nothing runs any more, I said Goodbye to the router
+    EXECUTOR_BROKEN,      // worker: the device failed for good (a sticky error); end the process
+    EXECUTOR_WANT_STACK,  // worker: a job's stack, a struct stack_question in a second frame
+    EXECUTOR_STACK,       // executor: it, a struct stack_grant in a second frame
+    EXECUTOR_STACK_PROGRESS,  // executor: what your jobs wait for is being made
+    EXECUTOR_GIVE_BACK,       // worker: job needs its stack no more
 };
 
 struct executor_letter {
     enum executor_letter_kind kind;  // see above
     uint64_t worker;                 // whose
     uint64_t bytes;                  // see kind
+    uint64_t job;                    // GIVE_BACK
     uint64_t capacity;  // RESERVED: what the device could ever give, everything else idle
     bool granted;       // RESERVED
 };

@@ -74,7 +74,7 @@ static bool is_wanted(const struct executor *self, const struct loaded *loaded)
 
 void executor_release(struct executor *self, struct loaded *loaded)
 {
-    if (is_wanted(self, loaded)) return;
+    if (is_wanted(self, loaded) || !executor_stacks_forget_model(self->stacks, loaded)) return;
     ledger_weights(&self->ledger, loaded->bytes, 0);
     loaded_destroy(&loaded);
     executor_forget_memory(self);
@@ -119,7 +119,7 @@ static bool evict_one(struct executor *self, const struct loaded *but)
 
 bool executor_evict_one(struct executor *self)
 {
-    return evict_one(self, NULL);
+    return executor_stacks_evict_one(self->stacks) || evict_one(self, NULL);
 }
 
 // What the network is going to hold: as much as it held last, or what its files say.
@@ -154,7 +154,7 @@ static enum status admit(struct executor *self, struct model_entry *model, luna_
     uint64_t margin = self->margin_bytes;
     executor_read_memory(self);
     uint64_t available = ledger_free(&self->ledger);
-    bool hopeful = available + idle_bytes(self) >= plan + margin;
+    bool hopeful = available + idle_bytes(self) + self->ledger.stack_bytes >= plan + margin;
     while (hopeful && available < plan + margin && executor_evict_one(self)) {
         executor_read_memory(self);
         available = ledger_free(&self->ledger);
@@ -164,7 +164,6 @@ static enum status admit(struct executor *self, struct model_entry *model, luna_
                   "model \"%s\" is not loaded on %s: %lu MB free, %lu MB needed and %lu MB margin",
                   model->definition.name, self->arguments.device, (unsigned long)(available >> 20),
                   (unsigned long)(plan >> 20), (unsigned long)(margin >> 20));
-        error->retry_after_ms = 5000;
         return STATUS_RESOURCE_EXHAUSTED;
     }
     bool reserved = ledger_reserve(&self->ledger, 0, plan);
@@ -286,7 +285,8 @@ static enum status take_in(struct executor *self, struct model_entry *model, str
     model->used_ns[group] = executor_now(self);
     ledger_weights(&self->ledger, 0, loaded->bytes);
     executor_forget_memory(self);
-    while (ledger_is_overdrawn(&self->ledger) && evict_one(self, loaded)) {
+    while (ledger_is_overdrawn(&self->ledger) &&
+           (executor_stacks_evict_one(self->stacks) || evict_one(self, loaded))) {
     }
     if (!ledger_is_overdrawn(&self->ledger)) return STATUS_OK;
     error_set(error, STATUS_RESOURCE_EXHAUSTED,

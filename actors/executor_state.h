@@ -1,13 +1,15 @@
-// executor_state.h - the executor's private state, shared by its three files and nobody else.
+// executor_state.h - the executor's private state, shared by its four files and nobody else.
 //
 //     executor.c          the actor: creation, device, letters of scaler and registry
 //     executor_models.c   names, files, networks; what is loaded and what goes
 //     executor_workers.c  workers: spawn, memory for their arenas, retirement
+//     executor_stacks.c   adapters and merged copies
 
 #ifndef ACTORS_EXECUTOR_STATE_H
 #define ACTORS_EXECUTOR_STATE_H
 
 #include "actors/executor.h"
+#include "actors/executor_stacks.h"
 #include "actors/ledger.h"
 
 #define EXECUTOR_MODELS_MAX 64u
@@ -16,6 +18,7 @@
 #define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
 #define EXECUTOR_MEMORY_MS 100u       // that what the system said of its memory holds
 #define EXECUTOR_MARGIN_CPU_MB 512u   // where the configuration says auto
+#define EXECUTOR_CONNECTION_BYTES 8u  // of a worker, as the ROUTER names it: five
 
 // A model name as the registry defined it, and its networks once a worker needed them.
 struct model_entry {
@@ -36,6 +39,9 @@ struct worker_entry {
     uint64_t reserved_bytes;  // of its arena
     uint64_t spawned_ns;      // when the scaler asked for it
     bool retiring;            // told to drain
+    // Its connection; connection_bytes is 0 before its first letter.
+    uint8_t connection[EXECUTOR_CONNECTION_BYTES];
+    uint32_t connection_bytes;
 };
 
 struct executor {
@@ -47,6 +53,7 @@ struct executor {
     uint64_t margin_bytes;                // that stay free when weights are loaded
     uint64_t memory_read_ns;              // when the system was asked last; 0: ask again
     struct torch_reader torch;            // for the loader
+    struct executor_stacks *stacks;       // adapters and merged copies
     struct actor *loader;                 // reads files
     void *loader_pair;                    // to it
     void *scaler, *registry;              // DEALER
@@ -84,7 +91,8 @@ uint64_t executor_model_bytes(const struct model_entry *model);
 // Tells the registry how a model stands here; error may be NULL.
 void executor_tell_model(struct executor *self, const struct model_entry *model,
                          const struct error *error);
-// Unloads the least recently used networks that no worker uses; false when there are none.
+// Ends an idle merged copy or adapter, or unloads the least recently used networks that no worker
+// uses; false when there are none.
 bool executor_evict_one(struct executor *self);
 // Reserves the memory and has the network loaded, where that is not under way.
 // Errors:    RESOURCE_EXHAUSTED names what is free, what is needed, and the margin.
@@ -116,6 +124,9 @@ void executor_fail_waiting(struct executor *self, const char *model, luna_Group 
 void executor_stop_workers(struct executor *self);
 // Fails workers that wait too long for their model's definition.
 void executor_expire_workers(struct executor *self);
+// Sends a letter to a worker, and behind it a frame (may be NULL).
+void executor_answer_worker(struct executor *self, const struct executor_letter *letter,
+                            const struct bytes *frame);
 // What workers ask.
 void executor_on_workers(void *state);
 

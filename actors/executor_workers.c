@@ -39,6 +39,7 @@ static void remove_worker(struct executor *self, struct worker_entry *worker)
 {
     struct loaded *loaded = worker->loaded;
     actor_stop(&worker->actor);
+    executor_stacks_forget_worker(self->stacks, worker->id);
     ledger_reserve(&self->ledger, worker->reserved_bytes, 0);
     memset(worker, 0, sizeof *worker);
     executor_forget_memory(self);
@@ -189,28 +190,58 @@ static void on_reserve(struct executor *self, struct worker_entry *worker,
         letter->bytes = worker->reserved_bytes + ledger_free(&self->ledger);
 }
 
+void executor_answer_worker(struct executor *self, const struct executor_letter *letter,
+                            const struct bytes *frame)
+{
+    const struct worker_entry *worker = find_worker(self, letter->worker);
+    if (worker == NULL || worker->connection_bytes == 0) return;
+    const struct bytes parts[] = {{.data = worker->connection, .size = worker->connection_bytes},
+                                  {.data = letter, .size = sizeof *letter}};
+    struct message answer;
+    message_init(&answer);
+    enum status status = message_append(&answer, parts[0]);
+    if (status == STATUS_OK) status = message_append(&answer, parts[1]);
+    if (status == STATUS_OK && frame != NULL) status = message_append(&answer, *frame);
+    if (status == STATUS_OK) status = message_send(&answer, self->workers_router);
+    message_clear(&answer);
+    loop_socket_touch(self->watches[WATCH_WORKERS]);
+    if (status == STATUS_OK) return;
+    log_event(self->context->log, LOG_ERROR, "letter.dropped", "worker=%lu kind=%d status=%s",
+              (unsigned long)letter->worker, (int)letter->kind, status_name(status));
+}
+
+static void on_want_stack(struct executor *self, const struct worker_entry *worker,
+                          const struct message *message)
+{
+    struct stack_question question;
+    if (message->count != 3 || message_frame(message, 2).size != sizeof question) return;
+    memcpy(&question, message_frame(message, 2).data, sizeof question);
+    assert(question.worker == worker->id);
+    executor_stacks_ask(self->stacks, &question);
+}
+
 static void on_worker_letter(struct executor *self, struct message *message)
 {
     struct executor_letter letter;
-    if (message->count != 2 || message_frame(message, 1).size != sizeof letter) return;
+    if (message->count < 2 || message_frame(message, 1).size != sizeof letter) return;
     memcpy(&letter, message_frame(message, 1).data, sizeof letter);
     struct worker_entry *worker = find_worker(self, letter.worker);
-    if (worker == NULL) return;
+    const struct bytes connection = message_frame(message, 0);
+    if (worker == NULL || connection.size > sizeof worker->connection) return;
+    memcpy(worker->connection, connection.data, connection.size);
+    worker->connection_bytes = (uint32_t)connection.size;
     switch (letter.kind) {
-    case EXECUTOR_RESERVE: {
+    case EXECUTOR_RESERVE:
         on_reserve(self, worker, &letter);
-        struct message answer;
-        message_init(&answer);
-        enum status status = message_append(&answer, message_frame(message, 0));
-        if (status == STATUS_OK) {
-            status =
-                message_append(&answer, (struct bytes){.data = &letter, .size = sizeof letter});
-        }
-        if (status == STATUS_OK) message_send(&answer, self->workers_router);
-        message_clear(&answer);
+        executor_answer_worker(self, &letter, NULL);
         executor_report(self);
         return;
-    }
+    case EXECUTOR_WANT_STACK:
+        on_want_stack(self, worker, message);
+        return;
+    case EXECUTOR_GIVE_BACK:
+        executor_stacks_give_back(self->stacks, worker->id, letter.job);
+        return;
     case EXECUTOR_RETIRED:
         on_retired(self, worker);
         return;
@@ -219,6 +250,8 @@ static void on_worker_letter(struct executor *self, struct message *message)
                   self->arguments.device, (unsigned long)worker->id);
         _exit(1);  // nothing can be saved in this process; the supervisor starts another
     case EXECUTOR_RESERVED:
+    case EXECUTOR_STACK:
+    case EXECUTOR_STACK_PROGRESS:
         return;
     }
 }

@@ -15,6 +15,7 @@ struct ledger {
     uint64_t system_free;     // as the system or the driver tells it, all processes counted
     uint64_t weights_bytes;   // held for weights
     uint64_t reserved_bytes;  // held for arenas, and for weights that are being loaded
+    uint64_t stack_bytes;     // held for adapters and merged copies
 };
 
 // What may still be promised: what the system has free, but never more than the limit leaves.
@@ -34,5 +35,9 @@ bool ledger_is_overdrawn(const struct ledger *self);
 // Thread:    the owner's.
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
+
+// Books what adapters and merged copies hold now; whoever adds some asked ledger_free before.
+// Thread:    the owner's.
+void ledger_stacks(struct ledger *self, uint64_t after);
 
 #endif  // ACTORS_LEDGER_H

@@ -301,6 +301,7 @@ static enum status drop_files(struct router *self, struct job *job)
     uint64_t bytes = message_bytes(&job->frames);
     self->waiting_bytes -= job->bytes - bytes;
     job->bytes = bytes;
+    job->entry.bytes = bytes;
     return status;
 }
 

@@ -126,6 +126,9 @@ static void set_favour(struct worker *self)
 
 static void forget_job(struct worker *self, struct worker_job *job)
 {
+    if (job->stack_owed) worker_give_back_stack(self, job->number);
+    job->stack_owed = false;
+    job->waits_for_stack = false;
     message_clear(&job->frames);
     job->number = 0;
     job->in_hand = false;
@@ -213,7 +216,7 @@ struct worker_job *worker_next(struct worker *self)
         struct worker_job *first = NULL;
         for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
             struct worker_job *job = &self->jobs[i];
-            if (job->number == 0 || job->in_hand) continue;
+            if (job->number == 0 || job->in_hand || job->waits_for_stack) continue;
             if (first == NULL || goes_before(job, first)) first = job;
         }
         if (first == NULL) return NULL;
@@ -232,22 +235,24 @@ struct worker_job *worker_next(struct worker *self)
     }
 }
 
+static bool has_jobs(const struct worker *self)
+{
+    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
+        if (self->jobs[i].number != 0) return true;
+    }
+    return false;
+}
+
 static void try_work(struct worker *self)
 {
     if (self->busy) return;
     self->calls->work(self);
-    if (self->busy || !self->draining) return;
+    if (self->busy || !self->draining || has_jobs(self)) return;
     luna_Letter letter = {.which_letter = luna_Letter_goodbye_tag};
     letter.letter.goodbye.worker = self->arguments.id;
     post(self, WATCH_CONTROL, &letter, NULL);
     const struct executor_letter retired = {.kind = EXECUTOR_RETIRED, .worker = self->arguments.id};
-    struct message message;
-    message_init(&message);
-    if (message_append(&message, (struct bytes){.data = &retired, .size = sizeof retired}) ==
-        STATUS_OK) {
-        message_send(&message, self->executor);
-    }
-    message_clear(&message);
+    worker_tell_executor(self, &retired, NULL);
     self->draining = false;  // said once; the executor stops this actor now
     self->busy = true;
     actor_drained(self->context->actor);
@@ -261,18 +266,25 @@ void worker_idle(struct worker *self)
     try_work(self);
 }
 
+void worker_tell_executor(struct worker *self, const struct executor_letter *letter,
+                          const struct bytes *frame)
+{
+    struct message message;
+    message_init(&message);
+    enum status status =
+        message_append(&message, (struct bytes){.data = letter, .size = sizeof *letter});
+    if (status == STATUS_OK && frame != NULL) status = message_append(&message, *frame);
+    if (status == STATUS_OK) status = message_send(&message, self->executor);
+    assert(status == STATUS_OK);  // on an edge inside the process, with room for all jobs
+    message_clear(&message);
+    loop_socket_touch(self->watches[WATCH_EXECUTOR]);
+}
+
 void worker_reserve(struct worker *self, uint64_t bytes)
 {
     const struct executor_letter letter = {
         .kind = EXECUTOR_RESERVE, .worker = self->arguments.id, .bytes = bytes};
-    struct message message;
-    message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
-    if (status == STATUS_OK) status = message_send(&message, self->executor);
-    assert(status == STATUS_OK);  // one question at a time on an edge inside the process
-    message_clear(&message);
-    loop_socket_touch(self->watches[WATCH_EXECUTOR]);
+    worker_tell_executor(self, &letter, NULL);
 }
 
 void worker_run(struct worker *self, const struct program *program, void *const *bindings,
@@ -297,19 +309,42 @@ static void on_lane(void *state)
     self->calls->ran(self, &error);
 }
 
+static void on_reserved(struct worker *self, const struct executor_letter *letter)
+{
+    if (letter->granted) self->reserved_bytes = letter->bytes;
+    if (letter->bytes == 0 && letter->granted) return;  // the arena went back
+    self->calls->granted(self, letter->granted, letter->bytes, letter->capacity);
+}
+
 static void on_executor(void *state)
 {
     struct worker *self = state;
     struct message message;
     struct executor_letter letter;
+    struct stack_grant grant;
     message_init(&message);
     if (message_receive(&message, self->executor) != STATUS_OK) return;
     assert(message_frame(&message, 0).size == sizeof letter);
     memcpy(&letter, message_frame(&message, 0).data, sizeof letter);
+    if (letter.kind == EXECUTOR_STACK) {
+        assert(message_frame(&message, 1).size == sizeof grant);
+        memcpy(&grant, message_frame(&message, 1).data, sizeof grant);
+    }
     message_clear(&message);
-    if (letter.granted) self->reserved_bytes = letter.bytes;
-    if (letter.bytes == 0 && letter.granted) return;  // the arena went back
-    self->calls->granted(self, letter.granted, letter.bytes, letter.capacity);
+    switch (letter.kind) {
+    case EXECUTOR_RESERVED:
+        on_reserved(self, &letter);
+        break;
+    case EXECUTOR_STACK:
+        worker_take_stack(self, &grant);
+        try_work(self);
+        break;
+    case EXECUTOR_STACK_PROGRESS:
+        self->jobs_done += 1;  // the router sees that the wait is no hang
+        break;
+    default:
+        assert(!"a letter that only workers send");
+    }
 }
 
 // ---- letters from the router
@@ -333,6 +368,10 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
     if (job->overtakes) set_favour(self);
     job->frame_bytes = 0;
     job->shared_bytes = 0;
+    job->waits_for_stack = false;
+    job->stack_owed = false;
+    job->stack_count = letter->stack_count;
+    memcpy(job->stack, letter->stack, letter->stack_count * sizeof job->stack[0]);
     memset(job->pool_offsets, 0, sizeof job->pool_offsets);
     memcpy(job->pool_offsets, letter->pool_offsets,
            letter->pool_offsets_count * sizeof job->pool_offsets[0]);
@@ -346,6 +385,8 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
     }
     if (status != STATUS_OK)
         worker_fail(self, job, &error);  // the router checked the same: cannot happen
+    else if (job->stack_count > 0)
+        worker_ask_stack(self, job);
 }
 
 static void on_data_letter(void *state, const luna_Letter *letter, struct message *frames)

@@ -32,6 +32,11 @@ struct worker_job {
     bool cancelled;                            // nobody wants the answer
     bool overtakes;                            // goes before the others of the mailbox
     uint64_t pool_offsets[CODEC_TENSORS_MAX];  // see luna_Job
+    uint32_t stack_count;                      // adapters of its stack; 0: it has none
+    luna_StackEntry stack[STACK_MAX];          // as the LoRA store resolved them
+    bool waits_for_stack;                      // the executor was asked and has not answered
+    bool stack_owed;                           // to be given back when the job is forgotten
+    struct stack_grant grant;                  // the stack, once it does not wait
     luna_Header header;                        // as the client sent it
     union codec_request body;                  // likewise
     struct message frames;                     // header, body, payloads
@@ -87,6 +92,19 @@ void worker_drain(void *state);
 // The first job of the mailbox, now in hand: one that overtakes, else the oldest; NULL when none
 // waits. Jobs that were cancelled or whose time has run out are answered on the way.
 struct worker_job *worker_next(struct worker *self);
+
+// Says something to the executor, and behind it a frame (may be NULL).
+void worker_tell_executor(struct worker *self, const struct executor_letter *letter,
+                          const struct bytes *frame);
+
+// Asks the executor for the stack of a job that just came; the job waits until it is there.
+void worker_ask_stack(struct worker *self, struct worker_job *job);
+
+// The executor's answer: the job may be taken now, or it is answered.
+void worker_take_stack(struct worker *self, const struct stack_grant *grant);
+
+// The stack of a job is not used any more; a number that has none is no fault.
+void worker_give_back_stack(struct worker *self, uint64_t job);
 
 // Asks the executor for an arena of bytes; granted() is called with the answer.
 void worker_reserve(struct worker *self, uint64_t bytes);
