@@ -35,7 +35,7 @@ struct device_entry *device_table_find_name(struct device_table *self, const cha
 }
 
 bool device_table_report(struct device_table *self, struct bytes connection,
-                         const luna_DeviceReport *report)
+                         const luna_DeviceReport *report, uint64_t now_ms)
 {
     assert(self != NULL);
     assert(report != NULL);
@@ -52,7 +52,25 @@ bool device_table_report(struct device_table *self, struct bytes connection,
     memcpy(entry->connection, connection.data, connection.size);
     entry->length = (uint8_t)connection.size;
     entry->report = *report;
+    entry->heard_ms = now_ms;
     return is_new;
+}
+
+struct device_entry *device_table_find_silent(struct device_table *self, uint64_t now_ms,
+                                              uint64_t silence_ms)
+{
+    assert(self != NULL);
+    assert(now_ms >= self->asked_ms);
+    bool paused = now_ms - self->asked_ms > silence_ms / 4;
+    self->asked_ms = now_ms;
+    for (uint32_t i = 0; i < self->count; i++) {
+        struct device_entry *entry = &self->entries[i];
+        if (paused) entry->heard_ms = now_ms;
+        if (now_ms - entry->heard_ms < silence_ms) continue;
+        entry->heard_ms = now_ms;
+        return entry;
+    }
+    return NULL;
 }
 
 void device_table_remove(struct device_table *self, const char *name, uint64_t epoch)

@@ -18,10 +18,12 @@ struct device_entry {
     uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];  // as the ROUTER socket named it
     uint8_t length;                                   // of connection
     luna_DeviceReport report;                         // its last
+    uint64_t heard_ms;                                // when that came
 };
 
 struct device_table {
     uint32_t count;                                 // entries in use
+    uint64_t asked_ms;                              // when silent ones were asked for last
     struct device_entry entries[DEVICE_TABLE_MAX];  // one for each device that ever reported
 };
 
@@ -30,7 +32,13 @@ struct device_table {
 // Returns:   true when this executor was not known: it is to be asked Who. False also when the
 // table is full.
 bool device_table_report(struct device_table *self, struct bytes connection,
-                         const luna_DeviceReport *report);
+                         const luna_DeviceReport *report, uint64_t now_ms);
+
+// An executor that has said nothing for silence_ms, once for each such time; NULL when all speak.
+// The owner asks all the time: after a pause of its own longer than a quarter of silence_ms all
+// start anew, for what they said meanwhile is still to be read.
+struct device_entry *device_table_find_silent(struct device_table *self, uint64_t now_ms,
+                                              uint64_t silence_ms);
 
 // The entry of a connection, and of a device's name; NULL when it is unknown.
 struct device_entry *device_table_find(struct device_table *self, struct bytes connection);

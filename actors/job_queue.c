@@ -24,6 +24,7 @@ struct service {
 struct job_queue {
     struct service *services[JOB_SERVICES_MAX];  // made at first use
     uint32_t waiting[JOB_FLOWS_MAX];             // of each flow, over all services
+    uint64_t bytes[JOB_FLOWS_MAX];               // of those
 };
 
 enum status job_queue_create(struct job_queue **out, struct error *error)
@@ -107,6 +108,7 @@ void job_queue_push(struct job_queue *self, struct job_entry *entry, uint64_t no
     service->flows_waiting[entry->flow] += 1;
     service->depth += 1;
     self->waiting[entry->flow] += 1;
+    self->bytes[entry->flow] += entry->bytes;
     entry->queued = true;
 }
 
@@ -129,6 +131,7 @@ void job_queue_remove(struct job_queue *self, struct job_entry *entry)
     service->flows_waiting[entry->flow] -= 1;
     service->depth -= 1;
     self->waiting[entry->flow] -= 1;
+    self->bytes[entry->flow] -= entry->bytes;
     entry->next = NULL;
     entry->previous = NULL;
     entry->queued = false;
@@ -207,6 +210,19 @@ uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow)
     assert(self != NULL);
     assert(flow < JOB_FLOWS_MAX);
     return self->waiting[flow];
+}
+
+uint64_t job_queue_flow_bytes(const struct job_queue *self, uint32_t flow)
+{
+    assert(self != NULL);
+    assert(flow < JOB_FLOWS_MAX);
+    return self->bytes[flow];
+}
+
+bool job_queue_may_add(uint64_t own, uint64_t more, uint64_t waiting, uint64_t limit)
+{
+    if (waiting > limit || more > limit - waiting) return false;
+    return own / 7 <= limit - waiting - more;
 }
 
 uint64_t job_queue_oldest_ns(const struct job_queue *self, uint32_t service)

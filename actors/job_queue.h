@@ -34,6 +34,7 @@ struct job_entry {
     uint32_t flow;       // below JOB_FLOWS_MAX; of that user
     uint32_t cost;       // planned work, at least 1; what fairness is measured in
     uint32_t credit;     // of a worker that it takes
+    uint64_t bytes;      // of memory that it holds while it waits
     int32_t priority;    // higher first among one flow's jobs
     bool returned;       // came back from a dead worker
     uint64_t user_time;  // virtual times of its user and its flow when it was taken
@@ -75,7 +76,13 @@ bool job_queue_overtakes(const struct job_queue *self, const struct job_entry *w
 uint32_t job_queue_depth(const struct job_queue *self, uint32_t service);
 uint64_t job_queue_oldest_ns(const struct job_queue *self, uint32_t service);
 
-// How many of a flow wait, for whatever service.
+// How many of a flow wait, for whatever service, and their bytes.
 uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow);
+uint64_t job_queue_flow_bytes(const struct job_queue *self, uint32_t flow);
+
+// True when a flow that has `own` waiting may add `more`, where `waiting` wait in all and `limit`
+// may: it gets seven for each one that is still free then (a dynamic threshold: Choudhury and Hahne
+// 1998), so that whoever floods leaves room to those who do not. Requests, or bytes.
+bool job_queue_may_add(uint64_t own, uint64_t more, uint64_t waiting, uint64_t limit);
 
 #endif  // ACTORS_JOB_QUEUE_H

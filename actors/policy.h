@@ -71,9 +71,10 @@ struct policy_demand {
 // What an executor tells about its device.
 struct policy_device {
     char name[POLICY_DEVICE_BYTES];
-    uint64_t epoch;              // of its executor
-    uint64_t memory_free_bytes;  // as the driver or the system tells it
-    uint64_t used_bytes;         // weights and arenas of this daemon on it
+    uint64_t epoch;                    // of its executor
+    uint64_t memory_free_bytes;        // as the driver or the system tells it
+    uint64_t used_bytes;               // weights and arenas of this daemon on it
+    bool refuses[POLICY_GROUP_COUNT];  // the configuration keeps the group off this device
 };
 
 // What the registry tells about one model.

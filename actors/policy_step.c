@@ -140,7 +140,7 @@ static struct place find_place(const struct policy *self, struct policy_key key)
 {
     struct place best = {.device = UINT32_MAX};
     for (uint32_t i = 0; i < self->devices_count; i++) {
-        if (!self->devices[i].alive) continue;
+        if (!self->devices[i].alive || self->devices[i].told.refuses[key.group]) continue;
         struct place place = look_at(self, key, i);
         if (is_better(self, place, best)) best = place;
     }
@@ -287,8 +287,13 @@ static bool answer_hopeless(struct policy *self, struct policy_key key, uint64_t
         return true;
     }
     uint32_t given_up = 0;
-    for (uint32_t i = 0; i < self->devices_count; i++) given_up += self->devices[i].given_up;
-    if (given_up == 0 || given_up < self->devices_count) return false;
+    uint32_t serving = 0;
+    for (uint32_t i = 0; i < self->devices_count; i++) {
+        if (self->devices[i].told.refuses[key.group]) continue;
+        serving += 1;
+        given_up += self->devices[i].given_up;
+    }
+    if (given_up == 0 || given_up < serving) return false;
     *out = answer(self, key, STATUS_UNAVAILABLE, REFUSAL_EVERY_MS);
     snprintf(out->message, sizeof out->message,
              "the executor of every device died too often and is not started again");

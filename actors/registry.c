@@ -356,7 +356,8 @@ static void introduce(struct registry *self, struct bytes connection)
 static void on_device_report(struct registry *self, struct bytes connection,
                              const luna_DeviceReport *report)
 {
-    if (!device_table_report(&self->devices, connection, report)) return;
+    uint64_t now_ms = clock_ms(loop_clock(self->context->loop));
+    if (!device_table_report(&self->devices, connection, report, now_ms)) return;
     registry_forget_device(self, report->name);
     introduce(self, connection);
     luna_Letter who = {.which_letter = luna_Letter_who_tag};

@@ -9,6 +9,8 @@
 #include "actors/event.h"
 #include "actors/registry_state.h"
 
+#define RETRY_AFTER_MS 5000u  // when memory lacks: an idle worker may have retired by then
+
 bool presence_is_loaded(const struct presence *presence)
 {
     return presence->has_vae || presence->has_text;
@@ -204,6 +206,7 @@ static void on_failed(struct registry *self, struct entry *entry, struct presenc
 {
     struct error error;
     error_set(&error, (enum status)loaded->code, "%s", loaded->message);
+    if (error.status == STATUS_RESOURCE_EXHAUSTED) error.retry_after_ms = RETRY_AFTER_MS;
     presence->wants_vae = false;
     presence->wants_text = false;
     text_set(entry->model.message, sizeof entry->model.message, loaded->message);

@@ -23,6 +23,9 @@
 // An executor that this scaler meets first has this long to say which workers it has; until then
 // nothing is decided.
 #define INTRODUCTION_MS 50u
+// An executor reports each second from its event loop, which never waits; one that says nothing for
+// so long stands still, and ends like a dead one.
+#define SILENCE_MS 5000u
 #define MEGABYTE UINT64_C(1048576)
 #define MARGIN_CPU_MB 512u
 
@@ -234,8 +237,31 @@ static void step(struct scaler *self)
     tell_services(self);
 }
 
+static void check_silence(struct scaler *self)
+{
+    const struct device_entry *silent =
+        device_table_find_silent(&self->devices, now_ms(self), SILENCE_MS);
+    if (silent == NULL) return;
+    luna_Letter letter = {.which_letter = luna_Letter_kill_child_tag};
+    luna_KillChild *kill = &letter.letter.kill_child;
+    kill->pid = silent->report.executor_pid;
+    snprintf(kill->reason, sizeof kill->reason, "it has not reported for %u s", SILENCE_MS / 1000u);
+    post(self, SCALER_CORE, &letter);
+    log_event(self->context->log, LOG_ERROR, "executor.silent", "pid=%u device=%s silence_ms=%u",
+              kill->pid, silent->report.name, SILENCE_MS);
+    char message[160];
+    snprintf(message, sizeof message, "the executor of %s has not reported for %u s and is killed",
+             silent->report.name, SILENCE_MS / 1000u);
+    letter = event_make("error", "scaler", message);
+    luna_Event *event = &letter.letter.event;
+    text_set(event->device, sizeof event->device, silent->report.name);
+    event->code = luna_Code_UNAVAILABLE;
+    post_event(self, &letter);
+}
+
 static void on_tick(void *state)
 {
+    check_silence(state);
     step(state);
 }
 
@@ -249,7 +275,7 @@ static void log_error(struct scaler *self, const char *what, const struct error 
 static void on_device_report(struct scaler *self, struct bytes connection,
                              const luna_DeviceReport *report)
 {
-    bool is_new = device_table_report(&self->devices, connection, report);
+    bool is_new = device_table_report(&self->devices, connection, report, now_ms(self));
     if (is_new) {
         luna_Letter who = {.which_letter = luna_Letter_who_tag};
         post_to_executor(self, connection, &who);
@@ -261,6 +287,9 @@ static void on_device_report(struct scaler *self, struct bytes connection,
                                    .memory_free_bytes = report->memory_free_bytes,
                                    .used_bytes = report->weights_bytes + report->reserved_bytes};
     text_set(device.name, sizeof device.name, report->name);
+    const struct config_service *service = &self->config->service;
+    device.refuses[POLICY_VAE] = !device_serves(service, report->name, true);
+    device.refuses[POLICY_TEXT] = !device_serves(service, report->name, false);
     if (policy_tell_device(self->policy, &device, &error) != STATUS_OK) {
         log_error(self, "device.refused", &error);
     }
@@ -305,7 +334,10 @@ static void on_worker_up(struct scaler *self, const luna_WorkerUp *up)
         log_error(self, "worker.refused", &error);
         return;
     }
-    tell_worker_event(self, "worker.up", &worker, STATUS_OK, "");
+    char message[192];
+    snprintf(message, sizeof message, "a worker for %s \"%s\" is up on %s",
+             policy_group_name(worker.group), worker.model, worker.device);
+    tell_worker_event(self, "worker.up", &worker, STATUS_OK, message);
 }
 
 static void on_worker_down(struct scaler *self, const luna_WorkerDown *down)

@@ -100,7 +100,7 @@ void private_directory_remove(const char *path)
     if (directory == NULL) return;
     const struct dirent *entry = NULL;
     while ((entry = readdir(directory)) != NULL) {
-        if (entry->d_type == DT_SOCK || entry->d_type == DT_UNKNOWN) {
+        if (entry->d_type == DT_SOCK || entry->d_type == DT_REG || entry->d_type == DT_UNKNOWN) {
             unlinkat(dirfd(directory), entry->d_name, 0);
         }
     }

@@ -21,7 +21,7 @@ struct listener {
 // Thread:    any.
 enum status runtime_directory_create(const char *path, struct error *error);
 
-// Makes RUNTIME/private-PID, mode 0700, for the sockets between this daemon's processes, and
+// Makes RUNTIME/private-PID, mode 0700, for what is between this daemon's processes, and
 // removes those that dead daemons left there.
 // Ownership: the caller ends it with private_directory_remove.
 // Errors:    as runtime_directory_create; INVALID_ARGUMENT when the path is too long for sockets.
@@ -29,7 +29,7 @@ enum status runtime_directory_create(const char *path, struct error *error);
 enum status private_directory_create(char *out, size_t out_bytes, const char *runtime_directory,
                                      struct error *error);
 
-// Removes the directory and the sockets in it.
+// Removes the directory with the sockets and files in it.
 // Thread:    any.
 void private_directory_remove(const char *path);
 

@@ -21,7 +21,7 @@ static bool tell(struct device_table *table, const char *connection, const char 
 {
     const luna_DeviceReport made = report(name, epoch);
     struct bytes bytes = {.data = connection, .size = strlen(connection)};
-    return device_table_report(table, bytes, &made);
+    return device_table_report(table, bytes, &made, 0);
 }
 
 static void a_device_is_new_once(void **state)
@@ -76,6 +76,71 @@ static void a_full_table_and_a_strange_connection_are_left_aside(void **state)
     assert_false(tell(&table, "a connection of more than 32 bytes", "cpu:0", 99));
 }
 
+static void say(struct device_table *table, const char *connection, const char *name,
+                uint64_t now_ms)
+{
+    const luna_DeviceReport made = report(name, 1);
+    struct bytes bytes = {.data = connection, .size = strlen(connection)};
+    device_table_report(table, bytes, &made, now_ms);
+}
+
+// Asks each 200 ms from one time to another; how often somebody was silent, the last one in *out.
+static uint32_t watch(struct device_table *table, uint64_t from_ms, uint64_t to_ms,
+                      struct device_entry **out)
+{
+    uint32_t found = 0;
+    for (uint64_t now_ms = from_ms; now_ms <= to_ms; now_ms += 200) {
+        struct device_entry *silent = device_table_find_silent(table, now_ms, 5000);
+        if (silent == NULL) continue;
+        *out = silent;
+        found += 1;
+    }
+    return found;
+}
+
+static void an_executor_that_stands_still_is_found_once_each_time(void **state)
+{
+    (void)state;
+    struct device_table table = {.count = 0};
+    struct device_entry *silent = NULL;
+    watch(&table, 99000, 100000, &silent);
+    say(&table, "aaaaa", "cpu", 100000);
+    say(&table, "bbbbb", "cuda:0", 100000);
+    assert_int_equal(watch(&table, 100000, 104000, &silent), 0);
+    say(&table, "bbbbb", "cuda:0", 104000);
+    assert_int_equal(watch(&table, 104200, 105000, &silent), 1);
+    assert_string_equal(silent->report.name, "cpu");
+    say(&table, "bbbbb", "cuda:0", 105000);
+    assert_int_equal(watch(&table, 105200, 109800, &silent), 0);
+    assert_int_equal(watch(&table, 110000, 110000, &silent), 1);
+}
+
+static void a_pause_of_ones_own_is_nobodys_silence(void **state)
+{
+    (void)state;
+    struct device_table table = {.count = 0};
+    struct device_entry *silent = NULL;
+    watch(&table, 99000, 100000, &silent);
+    say(&table, "aaaaa", "cpu", 100000);
+    watch(&table, 100000, 101000, &silent);
+    assert_null(device_table_find_silent(&table, 130000, 5000));
+    assert_int_equal(watch(&table, 130200, 134800, &silent), 0);
+    assert_int_equal(watch(&table, 135000, 135000, &silent), 1);
+}
+
+static void devices_serve_what_the_configuration_says(void **state)
+{
+    (void)state;
+    struct config_service service = {.devices = {.count = 0}};
+    assert_true(device_serves(&service, "cpu", true));
+    service.devices = (struct config_list){.count = 2, .items = {"cuda:0", "cuda:1"}};
+    service.clip_devices = (struct config_list){.count = 1, .items = {"cpu"}};
+    assert_true(device_serves(&service, "cuda:1", true));
+    assert_false(device_serves(&service, "cpu", true));
+    assert_true(device_serves(&service, "cpu", false));
+    assert_false(device_serves(&service, "cuda:0", false));
+}
+
 static void texts_are_cut_at_a_characters_border(void **state)
 {
     (void)state;
@@ -112,6 +177,9 @@ int main(void)
         cmocka_unit_test(a_new_executor_takes_its_predecessors_entry),
         cmocka_unit_test(late_news_of_a_death_removes_no_successor),
         cmocka_unit_test(a_full_table_and_a_strange_connection_are_left_aside),
+        cmocka_unit_test(an_executor_that_stands_still_is_found_once_each_time),
+        cmocka_unit_test(a_pause_of_ones_own_is_nobodys_silence),
+        cmocka_unit_test(devices_serve_what_the_configuration_says),
         cmocka_unit_test(texts_are_cut_at_a_characters_border),
         cmocka_unit_test(an_event_knows_its_time_topic_and_actor),
     };

@@ -178,6 +178,52 @@ static void idleness_saves_nothing_up(void **state)
     job_queue_destroy(&queue);
 }
 
+static void the_bytes_of_a_flow_are_those_of_its_waiting_jobs(void **state)
+{
+    (void)state;
+    struct job_queue *queue = new_queue();
+    struct job_entry jobs[3] = {{.cost = 1, .flow = 5, .bytes = 100},
+                                {.cost = 1, .flow = 5, .bytes = 20, .service = 1},
+                                {.cost = 1, .flow = 6, .bytes = 3}};
+    for (int i = 0; i < 3; i++) job_queue_push(queue, &jobs[i], 0);
+    assert_int_equal(job_queue_flow_bytes(queue, 5), 120);
+    assert_int_equal(job_queue_flow_bytes(queue, 6), 3);
+    job_queue_remove(queue, &jobs[1]);
+    assert_int_equal(job_queue_flow_bytes(queue, 5), 100);
+    while (take(queue, 1) != NULL) continue;
+    assert_int_equal(job_queue_flow_bytes(queue, 5), 0);
+    assert_int_equal(job_queue_flow_bytes(queue, 6), 0);
+    job_queue_destroy(&queue);
+}
+
+// Adds `each` for one flow until it is refused; returns what it has then.
+static uint64_t flood(uint64_t each, uint64_t others, uint64_t limit)
+{
+    uint64_t own = 0;
+    while (job_queue_may_add(own, each, own + others, limit)) own += each;
+    return own;
+}
+
+static void whoever_floods_leaves_room_to_others(void **state)
+{
+    (void)state;
+    assert_in_range(flood(1, 0, 256), 220, 226);
+    assert_in_range(flood(1 << 20, 0, UINT64_C(2) << 30), UINT64_C(1790) << 20,
+                    UINT64_C(1793) << 20);
+    // Beside one who has all that he may, a second one gets seven eighths of the rest.
+    assert_in_range(flood(1, 224, 256), 25, 30);
+}
+
+static void nobody_gets_more_than_there_is(void **state)
+{
+    (void)state;
+    assert_true(job_queue_may_add(0, 100, 0, 100));
+    assert_false(job_queue_may_add(0, 101, 0, 100));
+    assert_false(job_queue_may_add(0, 1, 100, 100));
+    assert_false(job_queue_may_add(0, 1, 101, 100));
+    assert_false(job_queue_may_add(0, UINT64_MAX, 1, 100));
+}
+
 static void any_mix_of_calls_keeps_depth_and_loses_nothing(void **state)
 {
     (void)state;
@@ -220,6 +266,9 @@ int main(void)
         cmocka_unit_test(a_returned_job_goes_first_and_is_not_charged_twice),
         cmocka_unit_test(a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun),
         cmocka_unit_test(idleness_saves_nothing_up),
+        cmocka_unit_test(the_bytes_of_a_flow_are_those_of_its_waiting_jobs),
+        cmocka_unit_test(whoever_floods_leaves_room_to_others),
+        cmocka_unit_test(nobody_gets_more_than_there_is),
         cmocka_unit_test(any_mix_of_calls_keeps_depth_and_loses_nothing),
     };
     return cmocka_run_group_tests_name("job_queue", tests, NULL, NULL);

@@ -788,6 +788,33 @@ static void one_device_given_up_of_two_fails_nothing(void **state)
     assert_string_equal(self->decisions[0].device, "cpu:1");
 }
 
+static void tell_refusing(struct fixture *self, const char *name, enum policy_group group)
+{
+    struct policy_device device = {.epoch = 9, .memory_free_bytes = 99999 * MB};
+    device.refuses[group] = true;
+    snprintf(device.name, sizeof device.name, "%s", name);
+    assert_int_equal(policy_tell_device(self->policy, &device, &self->error), STATUS_OK);
+}
+
+static void a_device_gets_no_group_that_the_configuration_keeps_off_it(void **state)
+{
+    struct fixture *self = *state;
+    tell_refusing(self, "cuda:0", POLICY_VAE);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    assert_string_equal(self->decisions[0].device, "cpu");
+}
+
+static void devices_that_do_not_serve_a_group_give_it_no_hope(void **state)
+{
+    struct fixture *self = *state;
+    tell_refusing(self, "cuda:0", POLICY_VAE);
+    policy_tell_device_down(self->policy, "cpu", EPOCH, true);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_ANSWER, "queue_depth");
+    assert_int_equal(self->decisions[0].code, STATUS_UNAVAILABLE);
+}
+
 static void workers_of_a_core_that_restarted_are_taken_in_again(void **state)
 {
     struct fixture *self = *state;
@@ -905,6 +932,8 @@ int main(void)
         TEST(a_device_given_up_fails_its_services),
         TEST(an_executor_that_dies_before_it_reported_is_down_too),
         TEST(one_device_given_up_of_two_fails_nothing),
+        TEST(a_device_gets_no_group_that_the_configuration_keeps_off_it),
+        TEST(devices_that_do_not_serve_a_group_give_it_no_hope),
         TEST(workers_of_a_core_that_restarted_are_taken_in_again),
         TEST(full_tables_are_answers),
         TEST(many_models_that_want_the_last_memory_get_it_in_turn),

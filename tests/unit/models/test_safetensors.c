@@ -258,8 +258,13 @@ static void a_file_cut_short_while_open_is_noticed_and_hashing_survives_it(void 
     assert_int_equal(fstat(descriptor, &facts), 0);
     struct timespec times[2] = {facts.st_atim, facts.st_mtim};
 
+    struct error error;
+    assert_int_equal(tensor_table_check_unchanged(table, &error), STATUS_OK);
     assert_int_equal(ftruncate(descriptor, 1u << 20), 0);
     assert_false(tensor_table_unchanged(table));
+    assert_int_equal(tensor_table_check_unchanged(table, &error), STATUS_FAILED_PRECONDITION);
+    assert_non_null(strstr(error.message, strrchr(path, '/') + 1));
+    assert_null(strchr(error.message, '/'));
     assert_int_equal(tensor_table_hash(table, NULL, NULL, &hash), STATUS_FAILED_PRECONDITION);
     assert_int_equal(futimens(descriptor, times), 0);
     assert_false(tensor_table_unchanged(table));

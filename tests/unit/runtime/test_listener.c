@@ -203,6 +203,11 @@ static void private_directories_of_dead_daemons_are_removed(void **state)
     assert_int_equal(access(stale, F_OK), -1);
     assert_int_equal(access(living, F_OK), 0);
     assert_int_equal(access(own, F_OK), 0);
+    char file[192];
+    snprintf(file, sizeof file, "%s/models", own);
+    int descriptor = open(file, O_WRONLY | O_CREAT, 0600);
+    assert_true(descriptor >= 0);
+    close(descriptor);
     private_directory_remove(own);
     assert_int_equal(access(own, F_OK), -1);
     private_directory_remove(own);

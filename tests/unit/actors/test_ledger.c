@@ -1,0 +1,77 @@
+// The one book of a device's memory, in numbers that fit a head.
+
+#include "actors/ledger.h"
+
+#include "tests/test.h"
+
+static void what_is_free_is_the_lesser_of_system_and_limit(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 100, .limit_bytes = 0};
+    assert_int_equal(ledger_free(&ledger), 100);
+    ledger.limit_bytes = 60;
+    assert_int_equal(ledger_free(&ledger), 60);
+    ledger_weights(&ledger, 0, 50);
+    assert_int_equal(ledger_free(&ledger), 10);
+    ledger.system_free = 5;
+    assert_int_equal(ledger_free(&ledger), 5);
+}
+
+static void more_than_is_free_is_not_promised(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 1000, .limit_bytes = 100};
+    assert_true(ledger_reserve(&ledger, 0, 70));
+    assert_false(ledger_reserve(&ledger, 0, 31));
+    assert_true(ledger_reserve(&ledger, 0, 30));
+    assert_int_equal(ledger_free(&ledger), 0);
+    assert_true(ledger_reserve(&ledger, 70, 0));
+    assert_int_equal(ledger_free(&ledger), 70);
+}
+
+static void a_promise_counts_until_the_system_is_asked_again(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 100};
+    assert_true(ledger_reserve(&ledger, 0, 60));
+    assert_false(ledger_reserve(&ledger, 0, 60));
+    ledger.system_free = 100;
+    assert_true(ledger_reserve(&ledger, 0, 60));
+}
+
+static void weights_that_took_more_than_the_limit_are_found(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 1000, .limit_bytes = 100};
+    assert_true(ledger_reserve(&ledger, 0, 40));
+    assert_true(ledger_reserve(&ledger, 40, 0));
+    ledger_weights(&ledger, 0, 100);
+    assert_false(ledger_is_overdrawn(&ledger));
+    ledger_weights(&ledger, 0, 1);
+    assert_true(ledger_is_overdrawn(&ledger));
+    assert_int_equal(ledger_free(&ledger), 0);
+    ledger.limit_bytes = 0;
+    assert_false(ledger_is_overdrawn(&ledger));
+}
+
+static void capacity_is_what_all_but_the_own_weights_could_give(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 100, .weights_bytes = 50, .reserved_bytes = 20};
+    assert_int_equal(ledger_capacity(&ledger, 30), 140);
+    ledger.limit_bytes = 90;
+    assert_int_equal(ledger_capacity(&ledger, 30), 60);
+    assert_int_equal(ledger_capacity(&ledger, 91), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_free_is_the_lesser_of_system_and_limit),
+        cmocka_unit_test(more_than_is_free_is_not_promised),
+        cmocka_unit_test(a_promise_counts_until_the_system_is_asked_again),
+        cmocka_unit_test(weights_that_took_more_than_the_limit_are_found),
+        cmocka_unit_test(capacity_is_what_all_but_the_own_weights_could_give),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
