@@ -22,7 +22,7 @@ const char *router_operation_name(uint32_t operation)
 void router_event(struct router *self, const char *topic, const struct job *job,
                   const struct error *error, uint32_t execute_ms)
 {
-    char text[sizeof ((luna_Event *)0)->message] = "";
+    char text[sizeof((luna_Event *)0)->message] = "";
     if (error != NULL) {
         text_set(text, sizeof text, error->message);
     } else if (job != NULL) {
