@@ -26,6 +26,10 @@ enum status device_open(struct device **out, const struct device_options *option
     } classes[] = {{"cpu", cpu_device_open},
                    {"cpu:plain", cpu_device_open},
                    {"reference", reference_device_open}};
+    static const struct {
+        const char *prefix;
+        const char *library;
+    } modules[] = {{"cuda:", "libluna_cuda.so"}, {"emulated", "libluna_emulated.so"}};
     if (options->name == NULL) {
         return error_set(error, STATUS_NOT_FOUND, "a device needs a name");
     }
@@ -37,6 +41,10 @@ enum status device_open(struct device **out, const struct device_options *option
                              options->name);
         }
         return classes[i].open(out, options, error);
+    }
+    for (size_t i = 0; i < sizeof modules / sizeof modules[0]; i++) {
+        if (strncmp(options->name, modules[i].prefix, strlen(modules[i].prefix)) != 0) continue;
+        return module_device_open(out, modules[i].library, options, error);
     }
     return error_set(error, STATUS_NOT_FOUND, "there is no device \"%s\"", options->name);
 }

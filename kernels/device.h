@@ -126,4 +126,8 @@ enum status reference_device_open(struct device **out, const struct device_optio
 enum status cpu_device_open(struct device **out, const struct device_options *options,
                             struct error *error);
 
+// A device out of a library that is opened at run time, see cuda/module.h. As device_open.
+enum status module_device_open(struct device **out, const char *library,
+                               const struct device_options *options, struct error *error);
+
 #endif  // KERNELS_DEVICE_H

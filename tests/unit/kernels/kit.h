@@ -56,6 +56,16 @@ static inline float *dice_array(struct dice *self, uint64_t count, float mean, f
     return values;
 }
 
+// Makes every value one that the type can hold.
+static inline void round_all(float *values, uint64_t count, enum dtype dtype)
+{
+    uint8_t bytes[4];
+    for (uint64_t i = 0; i < count && dtype != DTYPE_F32; i++) {
+        dtype_convert(bytes, dtype, &values[i], DTYPE_F32, 1);
+        dtype_convert(&values[i], DTYPE_F32, bytes, dtype, 1);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Statuses
 
@@ -64,13 +74,17 @@ static inline void must(enum status status, const struct error *error)
     if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error->message);
 }
 
-static inline struct device *open_device(const char *name, uint32_t threads)
+static inline struct device *open_device_with(const struct device_options *options)
 {
     struct error error = {.status = STATUS_OK};
     struct device *device = NULL;
-    must(device_open(&device, &(struct device_options){.name = name, .threads = threads}, &error),
-         &error);
+    must(device_open(&device, options, &error), &error);
     return device;
+}
+
+static inline struct device *open_device(const char *name, uint32_t threads)
+{
+    return open_device_with(&(struct device_options){.name = name, .threads = threads});
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -224,7 +238,7 @@ static inline void poison_arena(struct lane *lane, struct device *device)
     struct rig rig = {.device = device};
     struct error error = {.status = STATUS_OK};
     must(program_create(&rig.program, device, &error), &error);
-    uint32_t count = (uint32_t)(lane_arena_bytes(lane) / sizeof(float));
+    uint32_t count = (uint32_t)(lane_arena_bytes(lane) / device_info(device)->activation_bytes);
     float *nans = rig_own(&rig, malloc(count * sizeof *nans));
     for (uint32_t i = 0; i < count; i++) nans[i] = NAN;
     struct value slot = rig_slot(&rig, nans, count * sizeof *nans);

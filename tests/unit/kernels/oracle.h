@@ -10,6 +10,11 @@
 
 #include "tests/unit/kernels/kit.h"
 
+//
+// Where activations are stored in 16 bits, a result may be off by one unit in its last place more,
+// and whatever is rounded on the way to the multiplication by half of one: the normalised input,
+// and the sums of weights that an upsampling convolution multiplies by.
+
 #define U 0x1p-24
 
 struct oracle {
@@ -33,6 +38,23 @@ static inline void oracle_free(struct oracle *self)
     free(self->expected);
     free(self->bound);
     *self = (struct oracle){.count = 0};
+}
+
+// Half a unit in the last place of the storage type, relative; 0 for float32, whose own rounding
+// the bounds have already.
+static inline double storage_unit(enum dtype storage)
+{
+    if (storage == DTYPE_F16) return 0x1p-11;
+    return storage == DTYPE_BF16 ? 0x1p-8 : 0;
+}
+
+// Allows for the rounding of every result to storage. The smallest step of fp16 is 2^-24.
+static inline void oracle_round(struct oracle *self, enum dtype storage)
+{
+    double unit = storage_unit(storage);
+    for (uint64_t i = 0; i < self->count && unit > 0; i++) {
+        self->bound[i] += 2 * unit * fabs(self->expected[i]) + 0x1p-24;
+    }
 }
 
 // NaN fails. Returns the largest error as a part of its bound.
@@ -71,6 +93,8 @@ struct oracle_convolution {
     const float *shortcut;         // [n, oh, ow, shortcut_c]
     const float *shortcut_weight;  // [k, shortcut_c]
     const float *shortcut_bias;    // [k] or NULL
+    enum dtype storage;            // of activations; 0 means f32
+    bool is_direct;                // no Winograd
 };
 
 static inline uint32_t oracle_side(const struct oracle_convolution *op, uint32_t side)
@@ -86,7 +110,9 @@ static inline uint32_t oracle_side(const struct oracle_convolution *op, uint32_t
 // float32, and an implementation may fold the norm to x * scale + shift, which rounds products of
 // the size of |mean| scale and |x| scale: 6 u (|mean| + sigma + |x|) scale in all. The variance
 // must be good to 32 u relative, which a sum of squares minus the squared mean misses by six orders
-// of magnitude at mean 1000, sigma 1. SiLU's slope is at most 1.1.
+// of magnitude at mean 1000, sigma 1. SiLU's slope is at most 1.1. In 16 bits the result is
+// rounded, and SiLU may be made of approximations: of 2^-11 of tanh x/2 for bf16, of 2^-21 for
+// fp16.
 static inline struct oracle oracle_normalized(const struct oracle_convolution *op)
 {
     uint64_t pixels = (uint64_t)op->h * op->w;
@@ -118,6 +144,12 @@ static inline struct oracle oracle_normalized(const struct oracle_convolution *o
                            32 * U * (fabs(x - mean) * scale + fabs(beta) + fabs(y));
             out.expected[at] = op->silu ? y / (1 + exp(-y)) : y;
             out.bound[at] = op->silu ? 1.1 * error + 16 * U * fabs(y) : error;
+            if (op->silu && op->storage == DTYPE_BF16) out.bound[at] += 0x1p-12 * fabs(y);
+            if (op->silu && op->storage == DTYPE_F16) out.bound[at] += 0x1p-21 * fabs(y);
+            if (storage_unit(op->storage) > 0) {
+                double largest = fabs(out.expected[at]) + out.bound[at];
+                out.bound[at] += storage_unit(op->storage) * largest + 0x1p-25;
+            }
         }
     }
     return out;
@@ -218,10 +250,11 @@ static inline struct oracle oracle_convolve(const struct oracle_convolution *op)
         magnitudes.expected[at] = sum.magnitude;
     }
     double terms = (double)op->c * op->r * op->r + op->shortcut_c + 4;
-    bool may_transform = op->r == 3 && op->stride == 1;
+    bool may_transform = op->r == 3 && op->stride == 1 && !op->is_direct;
+    double unit = op->upsample ? storage_unit(op->storage) : 0;  // of summed weights
     for (uint64_t at = 0; at < out.count; at++) {
         double magnitude = magnitudes.expected[at];
-        double error = terms * 2 * U * magnitude;
+        double error = (terms * 2 * U + unit) * magnitude;
         if (may_transform) {
             double near = oracle_reach(&magnitudes, at, (uint32_t[3]){oh, ow, op->k});
             error += WINOGRAD_GAIN * 2 * U * near;
@@ -230,6 +263,7 @@ static inline struct oracle oracle_convolve(const struct oracle_convolution *op)
     }
     oracle_free(&magnitudes);
     oracle_free(&input);
+    oracle_round(&out, op->storage);
     return out;
 }
 
@@ -260,6 +294,7 @@ struct oracle_linear {
     const float *residual;            // [rows, k] or NULL
     const struct oracle_path *paths;  // paths_count of them
     uint32_t paths_count;             // adapters
+    enum dtype storage;               // of activations; 0 means f32
 };
 
 static inline struct oracle_sum oracle_dot(const float *a, const float *b, uint32_t count)
@@ -310,6 +345,7 @@ static inline struct oracle oracle_multiply(const struct oracle_linear *op)
         out.expected[at] = y + residual;
         out.bound[at] = error + 2 * U * (fabs(y) + fabs(residual));
     }
+    oracle_round(&out, op->storage);
     return out;
 }
 
@@ -318,10 +354,11 @@ static inline struct oracle oracle_multiply(const struct oracle_linear *op)
 
 struct oracle_attention {
     uint32_t batch, tokens, heads, head_width;  // as in struct attention
-    uint32_t stride;   // elements of a row of qkv: three parts side by side
-    float scale;       // of the scores
-    bool causal;       // only what came before
-    const float *qkv;  // [batch, tokens, stride]; q at 0, k and v behind it
+    uint32_t stride;     // elements of a row of qkv: three parts side by side
+    float scale;         // of the scores
+    bool causal;         // only what came before
+    const float *qkv;    // [batch, tokens, stride]; q at 0, k and v behind it
+    enum dtype storage;  // of activations; 0 means f32
 };
 
 static inline void oracle_attend(const struct oracle_attention *op, uint64_t row, uint32_t head,
@@ -359,7 +396,9 @@ static inline void oracle_attend(const struct oracle_attention *op, uint64_t row
         }
         uint64_t at = row * width + (uint64_t)head * op->head_width + i;
         out->expected[at] = sum.value;
-        out->bound[at] = (2 * error + (seen + 16) * 2 * U) * sum.magnitude;
+        // Exponentials are rounded to storage where tensor cores take them.
+        double unit = 2 * storage_unit(op->storage);
+        out->bound[at] = (2 * error + (seen + 16) * 2 * U + unit) * sum.magnitude;
     }
     free(scores);
 }

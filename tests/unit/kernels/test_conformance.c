@@ -13,6 +13,13 @@
 #include "tests/unit/kernels/oracle.h"
 #include "tests/unit/kernels/subjects.h"
 
+// True where no device of this program transforms convolutions.
+#ifdef LUNA_TEST_EMULATED
+#define IS_DIRECT true
+#else
+#define IS_DIRECT false
+#endif
+
 enum residual { RESIDUAL_NONE, RESIDUAL_APART, RESIDUAL_ALIAS };
 
 // ---------------------------------------------------------------------------------------------
@@ -152,7 +159,7 @@ struct convolution_data {
 };
 
 static void make_convolution(struct convolution_data *self, const struct convolution_case *c,
-                             struct dice *dice)
+                             struct dice *dice, enum dtype storage)
 {
     uint64_t taps = (uint64_t)c->c * c->r * c->r;
     float sigma = (float)(1 / sqrt((double)taps));
@@ -176,6 +183,13 @@ static void make_convolution(struct convolution_data *self, const struct convolu
     self->shortcut_weight = dice_array(dice, (uint64_t)c->k * c->shortcut_c + 1, 0, 0.3f);
     self->shortcut_bias = dice_array(dice, c->k, 0, 1);
     self->probe_groups = c->k % 8 == 0 ? c->k / 8 : 1;
+    round_all(self->x, (uint64_t)c->n * c->h * c->w * c->c, storage);
+    round_all(self->weight, c->k * taps, storage);
+    round_all(self->residual, self->out_rows * c->k, storage);
+    round_all(self->shortcut, self->out_rows * c->shortcut_c, storage);
+    round_all(self->shortcut_weight, (uint64_t)c->k * c->shortcut_c, storage);
+    op->storage = storage;
+    op->is_direct = IS_DIRECT;
     op->input = self->x;
     op->weight = self->weight;
     op->bias = c->bias ? self->bias : NULL;
@@ -328,6 +342,7 @@ static void check_probe(const struct convolution_data *data, const float *both, 
     probe.w = oracle_side(&data->op, data->op.w);
     probe.groups = data->probe_groups;
     probe.epsilon = 1e-6f;
+    probe.storage = data->op.storage;
     probe.input = both;
     probe.gamma = ones;
     probe.beta = zeros;
@@ -338,30 +353,37 @@ static void check_probe(const struct convolution_data *data, const float *both, 
     free(zeros);
 }
 
+static void check_convolution(struct device **devices, size_t i, const struct subject_group *group)
+{
+    struct dice dice = {seed_of_run() + i};
+    struct convolution_data data;
+    struct oracle oracle = {.count = 0};
+    float *before = NULL;
+    make_convolution(&data, &convolutions[i], &dice, group->storage);
+    uint64_t count = data.out_rows * data.op.k;
+    for (size_t s = group->first; s < group->end; s++) {
+        char what[80];
+        snprintf(what, sizeof what, "convolution %zu on %s, %s", i, subjects[s].name,
+                 dtype_name(group->storage));
+        float *both = run_convolution(devices[s], &convolutions[i], &data);
+        // The first run has rounded the weights to their type.
+        if (oracle.count == 0) oracle = oracle_convolve(&data.op);
+        oracle_compare(&oracle, both, what);
+        snprintf(what, sizeof what, "statistics of convolution %zu on %s, %s", i, subjects[s].name,
+                 dtype_name(group->storage));
+        check_probe(&data, both, what);
+        check_repeat(s, &before, both, 2 * count, what);
+    }
+    free(before);
+    oracle_free(&oracle);
+    free_convolution(&data);
+}
+
 static void every_convolution_is_right(void **state)
 {
-    struct device **devices = *state;
-    for (size_t i = 0; i < CONVOLUTIONS; i++) {
-        struct dice dice = {seed_of_run() + i};
-        struct convolution_data data;
-        struct oracle oracle = {.count = 0};
-        float *before = NULL;
-        make_convolution(&data, &convolutions[i], &dice);
-        uint64_t count = data.out_rows * data.op.k;
-        for (size_t s = 0; s < SUBJECTS; s++) {
-            char what[80];
-            snprintf(what, sizeof what, "convolution %zu on %s", i, subjects[s].name);
-            float *both = run_convolution(devices[s], &convolutions[i], &data);
-            // The first run has rounded the weights to their type.
-            if (oracle.count == 0) oracle = oracle_convolve(&data.op);
-            oracle_compare(&oracle, both, what);
-            snprintf(what, sizeof what, "statistics of convolution %zu on %s", i, subjects[s].name);
-            check_probe(&data, both, what);
-            check_repeat(s, &before, both, 2 * count, what);
-        }
-        free(before);
-        oracle_free(&oracle);
-        free_convolution(&data);
+    FOR_EACH_GROUP(group)
+    {
+        for (size_t i = 0; i < CONVOLUTIONS; i++) check_convolution(*state, i, &group);
     }
 }
 
@@ -376,7 +398,7 @@ static void images_of_a_batch_do_not_know_each_other(void **state)
     for (size_t i = 0; i < sizeof batches / sizeof batches[0]; i++) {
         struct dice dice = {seed_of_run() + i};
         struct convolution_data data;
-        make_convolution(&data, &batches[i], &dice);
+        make_convolution(&data, &batches[i], &dice, DTYPE_F32);
         uint64_t count = data.out_rows / 3 * data.op.k;
         for (size_t s = 0; s < SUBJECTS; s++) {
             struct convolution_case alone = batches[i];
@@ -450,7 +472,8 @@ struct linear_data {
     float *down[PATHS_MAX], *up[PATHS_MAX];  // of the adapters
 };
 
-static void make_linear(struct linear_data *self, const struct linear_case *c, struct dice *dice)
+static void make_linear(struct linear_data *self, const struct linear_case *c, struct dice *dice,
+                        enum dtype storage)
 {
     float sigma = (float)(1 / sqrt((double)c->c));
     memset(self, 0, sizeof *self);
@@ -465,11 +488,17 @@ static void make_linear(struct linear_data *self, const struct linear_case *c, s
     self->op.bias = c->bias ? self->bias : NULL;
     self->op.residual = c->residual == RESIDUAL_NONE ? NULL : self->residual;
     self->op.paths = self->paths;
+    self->op.storage = storage;
+    round_all(self->x, (uint64_t)c->rows * c->c, storage);
+    round_all(self->weight, (uint64_t)c->k * c->c, storage);
+    round_all(self->residual, (uint64_t)c->rows * c->k, storage);
     for (uint32_t i = 0; i < PATHS_MAX && c->paths[i].rank > 0; i++) {
         self->paths[i] = c->paths[i];
         uint64_t rank = c->paths[i].rank;
         self->down[i] = dice_array(dice, rank * c->c, 0, sigma);
         self->up[i] = dice_array(dice, c->paths[i].column_count * rank, 0, 1);
+        round_all(self->down[i], rank * c->c, storage);
+        round_all(self->up[i], c->paths[i].column_count * rank, storage);
         self->paths[i].down = self->down[i];
         self->paths[i].up = self->up[i];
         self->op.paths_count++;
@@ -549,26 +578,32 @@ static float *run_linear(struct device *device, const struct linear_case *c,
     return y;
 }
 
+static void check_linear(struct device **devices, size_t i, const struct subject_group *group)
+{
+    struct dice dice = {seed_of_run() + 100 + i};
+    struct linear_data data;
+    struct oracle oracle = {.count = 0};
+    float *before = NULL;
+    make_linear(&data, &linears[i], &dice, group->storage);
+    for (size_t s = group->first; s < group->end; s++) {
+        char what[80];
+        snprintf(what, sizeof what, "linear %zu on %s, %s", i, subjects[s].name,
+                 dtype_name(group->storage));
+        float *y = run_linear(devices[s], &linears[i], &data, 0, linears[i].rows);
+        if (oracle.count == 0) oracle = oracle_multiply(&data.op);
+        oracle_compare(&oracle, y, what);
+        check_repeat(s, &before, y, oracle.count, what);
+    }
+    free(before);
+    oracle_free(&oracle);
+    free_linear(&data);
+}
+
 static void every_linear_is_right(void **state)
 {
-    struct device **devices = *state;
-    for (size_t i = 0; i < LINEARS; i++) {
-        struct dice dice = {seed_of_run() + 100 + i};
-        struct linear_data data;
-        struct oracle oracle = {.count = 0};
-        float *before = NULL;
-        make_linear(&data, &linears[i], &dice);
-        for (size_t s = 0; s < SUBJECTS; s++) {
-            char what[80];
-            snprintf(what, sizeof what, "linear %zu on %s", i, subjects[s].name);
-            float *y = run_linear(devices[s], &linears[i], &data, 0, linears[i].rows);
-            if (oracle.count == 0) oracle = oracle_multiply(&data.op);
-            oracle_compare(&oracle, y, what);
-            check_repeat(s, &before, y, oracle.count, what);
-        }
-        free(before);
-        oracle_free(&oracle);
-        free_linear(&data);
+    FOR_EACH_GROUP(group)
+    {
+        for (size_t i = 0; i < LINEARS; i++) check_linear(*state, i, &group);
     }
 }
 
@@ -583,7 +618,7 @@ static void rows_of_a_batch_do_not_know_each_other(void **state)
                                       .activation = ACTIVATION_GELU};
     struct dice dice = {seed_of_run()};
     struct linear_data data;
-    make_linear(&data, &batch, &dice);
+    make_linear(&data, &batch, &dice, DTYPE_F32);
     for (size_t s = 0; s < SUBJECTS; s++) {
         float *whole = run_linear(devices[s], &batch, &data, 0, 154);
         const uint32_t parts[][2] = {{0, 77}, {77, 77}, {5, 1}, {100, 13}, {150, 4}};
@@ -629,10 +664,11 @@ static float *run_attention(struct device *device, const struct oracle_attention
     op.causal = a->causal;
     op.q_stride = op.k_stride = op.v_stride = a->stride;
     op.q = op.k = op.v = qkv;
-    op.k.offset += width * sizeof(float);
-    op.k.bytes -= width * sizeof(float);
-    op.v.offset += 2 * width * sizeof(float);
-    op.v.bytes -= 2 * width * sizeof(float);
+    uint32_t element = device_info(device)->activation_bytes;
+    op.k.offset += width * element;
+    op.k.bytes -= width * element;
+    op.v.offset += 2 * width * element;
+    op.v.bytes -= 2 * width * element;
     op.output = rig_tensor(&rig, (uint32_t)rows, width);
     program_attention(rig.program, &op);
     const float *memory = rig_store(&rig, op.output, rows * width);
@@ -651,38 +687,48 @@ static struct oracle oracle_of_attention(const struct oracle_attention *op)
     for (uint64_t row = 0; row < rows; row++) {
         for (uint32_t head = 0; head < op->heads; head++) oracle_attend(op, row, head, &oracle);
     }
+    oracle_round(&oracle, op->storage);
     return oracle;
+}
+
+static void check_attention(struct device **devices, size_t i, const struct subject_group *group)
+{
+    const struct attention_case *c = &attentions[i];
+    struct dice dice = {seed_of_run() + 200 + i};
+    uint32_t stride = 3 * c->heads * c->head_width + c->padding;
+    uint64_t elements = (uint64_t)c->batch * c->tokens * stride;
+    float *qkv = dice_array(&dice, elements, 0, c->sigma);
+    round_all(qkv, elements, group->storage);
+    struct oracle_attention op = {.batch = c->batch, .tokens = c->tokens, .heads = c->heads};
+    op.head_width = c->head_width;
+    op.stride = stride;
+    op.scale = (float)(1 / sqrt((double)c->head_width));
+    op.causal = c->causal;
+    op.qkv = qkv;
+    op.storage = group->storage;
+    struct oracle oracle = oracle_of_attention(&op);
+    float *before = NULL;
+    for (size_t s = group->first; s < group->end; s++) {
+        char what[80];
+        snprintf(what, sizeof what, "attention %zu on %s, %s", i, subjects[s].name,
+                 dtype_name(group->storage));
+        float *y = run_attention(devices[s], &op, c->batch);
+        oracle_compare(&oracle, y, what);
+        float *first = run_attention(devices[s], &op, 1);
+        assert_memory_equal(first, y, oracle.count / c->batch * sizeof *y);
+        free(first);
+        check_repeat(s, &before, y, oracle.count, what);
+    }
+    free(before);
+    oracle_free(&oracle);
+    free(qkv);
 }
 
 static void every_attention_is_right(void **state)
 {
-    struct device **devices = *state;
-    for (size_t i = 0; i < ATTENTIONS; i++) {
-        const struct attention_case *c = &attentions[i];
-        struct dice dice = {seed_of_run() + 200 + i};
-        uint32_t stride = 3 * c->heads * c->head_width + c->padding;
-        float *qkv = dice_array(&dice, (uint64_t)c->batch * c->tokens * stride, 0, c->sigma);
-        struct oracle_attention op = {.batch = c->batch, .tokens = c->tokens, .heads = c->heads};
-        op.head_width = c->head_width;
-        op.stride = stride;
-        op.scale = (float)(1 / sqrt((double)c->head_width));
-        op.causal = c->causal;
-        op.qkv = qkv;
-        struct oracle oracle = oracle_of_attention(&op);
-        float *before = NULL;
-        for (size_t s = 0; s < SUBJECTS; s++) {
-            char what[80];
-            snprintf(what, sizeof what, "attention %zu on %s", i, subjects[s].name);
-            float *y = run_attention(devices[s], &op, c->batch);
-            oracle_compare(&oracle, y, what);
-            float *first = run_attention(devices[s], &op, 1);
-            assert_memory_equal(first, y, oracle.count / c->batch * sizeof *y);
-            free(first);
-            check_repeat(s, &before, y, oracle.count, what);
-        }
-        free(before);
-        oracle_free(&oracle);
-        free(qkv);
+    FOR_EACH_GROUP(group)
+    {
+        for (size_t i = 0; i < ATTENTIONS; i++) check_attention(*state, i, &group);
     }
 }
 
@@ -724,32 +770,40 @@ static float *run_layer_norm(struct device *device, const struct layer_norm_case
 }
 
 // A row is an image of one pixel with one group: the formula and the bound are those of GroupNorm.
+static void check_layer_norm(struct device **devices, size_t i, const struct subject_group *group)
+{
+    const struct layer_norm_case *c = &layer_norms[i];
+    struct dice dice = {seed_of_run() + 300 + i};
+    uint64_t count = (uint64_t)c->rows * c->width;
+    float *arrays[3] = {dice_array(&dice, count, c->mean, 1), dice_array(&dice, c->width, 1, 0.5f),
+                        dice_array(&dice, c->width, 0, 0.5f)};
+    round_all(arrays[0], count, group->storage);
+    struct oracle_convolution op = {.n = c->rows, .h = 1, .w = 1, .c = c->width, .groups = 1};
+    op.epsilon = 1e-5f;
+    op.input = arrays[0];
+    op.gamma = arrays[1];
+    op.beta = arrays[2];
+    struct oracle oracle = oracle_normalized(&op);
+    oracle_round(&oracle, group->storage);
+    float *before = NULL;
+    for (size_t s = group->first; s < group->end; s++) {
+        char what[80];
+        snprintf(what, sizeof what, "layer norm %zu on %s, %s", i, subjects[s].name,
+                 dtype_name(group->storage));
+        float *y = run_layer_norm(devices[s], c, arrays);
+        oracle_compare(&oracle, y, what);
+        check_repeat(s, &before, y, oracle.count, what);
+    }
+    free(before);
+    oracle_free(&oracle);
+    for (int j = 0; j < 3; j++) free(arrays[j]);
+}
+
 static void every_layer_norm_is_right(void **state)
 {
-    struct device **devices = *state;
-    for (size_t i = 0; i < LAYER_NORMS; i++) {
-        const struct layer_norm_case *c = &layer_norms[i];
-        struct dice dice = {seed_of_run() + 300 + i};
-        float *arrays[3] = {dice_array(&dice, (uint64_t)c->rows * c->width, c->mean, 1),
-                            dice_array(&dice, c->width, 1, 0.5f),
-                            dice_array(&dice, c->width, 0, 0.5f)};
-        struct oracle_convolution op = {.n = c->rows, .h = 1, .w = 1, .c = c->width, .groups = 1};
-        op.epsilon = 1e-5f;
-        op.input = arrays[0];
-        op.gamma = arrays[1];
-        op.beta = arrays[2];
-        struct oracle oracle = oracle_normalized(&op);
-        float *before = NULL;
-        for (size_t s = 0; s < SUBJECTS; s++) {
-            char what[80];
-            snprintf(what, sizeof what, "layer norm %zu on %s", i, subjects[s].name);
-            float *y = run_layer_norm(devices[s], c, arrays);
-            oracle_compare(&oracle, y, what);
-            check_repeat(s, &before, y, oracle.count, what);
-        }
-        free(before);
-        oracle_free(&oracle);
-        for (int j = 0; j < 3; j++) free(arrays[j]);
+    FOR_EACH_GROUP(group)
+    {
+        for (size_t i = 0; i < LAYER_NORMS; i++) check_layer_norm(*state, i, &group);
     }
 }
 

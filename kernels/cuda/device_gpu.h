@@ -1,0 +1,95 @@
+// device_gpu.h - the class of GPU devices: what its files share. One lane is one thread that
+// enqueues on one stream.
+
+#ifndef KERNELS_CUDA_DEVICE_GPU_H
+#define KERNELS_CUDA_DEVICE_GPU_H
+
+#include <pthread.h>
+
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/device.h"
+
+struct gpu_device {
+    struct device base;     // what every device has
+    struct gpu_card *card;  // opened by the driver
+    enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
+};
+
+// A weight in device memory: vectors as float32, tables and the matrices of a faithful device as
+// the file has them, everything else as storage.
+struct gpu_weight {
+    struct weight base;  // what every weight has
+    void *data;          // device memory
+    enum dtype type;     // of its elements
+    uint32_t pitch;      // elements from row to row of a matrix, a multiple of 8
+};
+
+// An operation that is being enqueued.
+struct gpu_run {
+    const struct gpu_device *device;    //
+    struct gpu_stream *stream;          //
+    uint8_t *arena;                     // device memory
+    void *const *bindings;              // host memory
+    const struct operation *operation;  //
+};
+
+static inline const struct gpu_weight *gpu_weight_of(const struct weight *weight)
+{
+    return (const struct gpu_weight *)weight;
+}
+
+// Device memory of a weight; NULL for a NULL weight.
+static inline void *gpu_weight_data(const struct weight *weight)
+{
+    return weight == NULL ? NULL : gpu_weight_of(weight)->data;
+}
+
+// Device memory of a value of the arena; NULL for VALUE_NONE.
+// Thread:    the lane's.
+void *gpu_address(const struct gpu_run *run, const struct value *value);
+
+// Host memory of a value in a slot; NULL for VALUE_NONE.
+// Thread:    the lane's.
+void *gpu_host_address(const struct gpu_run *run, const struct value *value);
+
+// Device memory of the operation's workspace from offset on.
+// Thread:    the lane's.
+void *gpu_workspace(const struct gpu_run *run, uint64_t offset);
+
+// Bytes of arena that an operation needs for itself, and those of a convolution's statistics; as
+// struct device_class has them.
+// Thread:    any.
+uint64_t gpu_workspace_bytes(const struct device *device, const struct operation *op);
+uint64_t gpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w,
+                              uint32_t k);
+uint64_t gpu_convolution_bytes(const struct gpu_device *device, const struct convolution *op);
+uint64_t gpu_linear_bytes(const struct gpu_device *device, const struct linear *op);
+uint64_t gpu_simple_bytes(const struct operation *op);
+
+// Each enqueues its operations.
+// Thread:    the lane's.
+void gpu_enqueue(const struct gpu_run *run);
+void gpu_enqueue_convolution(const struct gpu_run *run);
+void gpu_enqueue_linear(const struct gpu_run *run);
+void gpu_enqueue_attention(const struct gpu_run *run);
+void gpu_enqueue_simple(const struct gpu_run *run);
+
+// See weight_create and weight_destroy of kernels.h.
+enum status gpu_weight_create(struct weight **out, struct device *device,
+                              const struct weight_source *source, struct error *error);
+void gpu_weight_destroy(struct weight *weight);
+
+// As struct device_class has them.
+enum status gpu_lane_create(struct lane **out, struct device *device, struct error *error);
+void gpu_lane_destroy(struct lane *lane);
+enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
+void gpu_lane_release(struct lane *lane);
+void gpu_lane_run(struct lane *lane, const struct program *program, void *const *bindings,
+                  uint32_t bindings_count);
+enum status gpu_lane_collect(struct lane *lane, struct error *error);
+void gpu_lane_cancel(struct lane *lane);
+uint64_t gpu_lane_progress(const struct lane *lane);
+uint32_t gpu_lane_marks(const struct lane *lane);
+
+#endif  // KERNELS_CUDA_DEVICE_GPU_H

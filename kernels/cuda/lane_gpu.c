@@ -1,0 +1,221 @@
+// lane_gpu.c - a lane: a thread that enqueues a program's operations on a stream and sleeps until
+// they are done.
+//
+// The thread keeps at most GPU_STEPS_MAX operations under way, so that a cancelled run ends soon
+// and marks and progress tell what has been done, not what has been asked for. Waiting is the
+// driver's and sleeps. The end of a run makes the eventfd readable.
+
+#include <assert.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "kernels/cuda/device_gpu.h"
+
+struct gpu_lane {
+    struct lane base;                   // what every lane has
+    struct gpu_stream *stream;          // used by the thread alone while a program runs
+    void *arena;                        // device memory of base.arena_bytes
+    pthread_t thread;                   // that enqueues
+    bool has_thread;                    // it was started
+    pthread_mutex_t lock;               // guards program and is_ending
+    pthread_cond_t changed;             // one of them
+    const struct program *program;      // to be run; the thread sets it to NULL at the end
+    bool is_ending;                     // the thread shall return
+    void *bindings[PROGRAM_SLOTS_MAX];  // copied from lane_run
+    struct gpu_signals signals;         // between the lane, its thread and the stream
+    _Atomic uint32_t marks;             // passed by the running or last program
+    enum status status;                 // how the last run ended; the eventfd orders it
+    struct error error;                 // and why
+};
+
+static struct gpu_device *device_of(const struct gpu_lane *self)
+{
+    return (struct gpu_device *)self->base.device;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The thread
+
+static bool is_cancelled(struct gpu_lane *self)
+{
+    return __atomic_load_n(&self->signals.is_cancelled, __ATOMIC_RELAXED) != 0;
+}
+
+// Accounts for an operation that has been done.
+static void pass_operation(struct gpu_lane *self, const struct operation *op)
+{
+    __atomic_fetch_add(&self->signals.progress, 1, __ATOMIC_RELAXED);
+    if (op->kind == OPERATION_MARK && !is_cancelled(self)) atomic_fetch_add(&self->marks, 1);
+}
+
+static void run_program(struct gpu_lane *self, const struct program *program)
+{
+    struct gpu_run run = {.device = device_of(self),
+                          .stream = self->stream,
+                          .arena = self->arena,
+                          .bindings = self->bindings};
+    uint32_t done = 0;
+    gpu_stream_reset(self->stream);
+    for (uint32_t i = 0; i < program->operations_count && !is_cancelled(self); i++) {
+        run.operation = &program->operations[i];
+        gpu_enqueue(&run);
+        gpu_step_end(self->stream, i);
+        if (i + 1 < GPU_STEPS_MAX) continue;
+        gpu_step_wait(self->stream, done);
+        pass_operation(self, &program->operations[done++]);
+    }
+    self->status = gpu_stream_wait(self->stream, &self->error);
+    while (self->status == STATUS_OK && done < program->operations_count) {
+        pass_operation(self, &program->operations[done++]);
+    }
+}
+
+static void *run_thread(void *argument)
+{
+    struct gpu_lane *self = argument;
+    pthread_mutex_lock(&self->lock);
+    while (!self->is_ending) {
+        if (self->program == NULL) {
+            pthread_cond_wait(&self->changed, &self->lock);
+            continue;
+        }
+        const struct program *program = self->program;
+        pthread_mutex_unlock(&self->lock);
+        run_program(self, program);
+        pthread_mutex_lock(&self->lock);
+        self->program = NULL;
+        uint64_t one = 1;
+        ssize_t written = write(self->base.descriptor, &one, sizeof one);
+        assert(written == sizeof one);
+    }
+    pthread_mutex_unlock(&self->lock);
+    return NULL;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Life
+
+void gpu_lane_destroy(struct lane *lane)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    if (self->has_thread) {
+        pthread_mutex_lock(&self->lock);
+        assert(self->program == NULL);
+        self->is_ending = true;
+        pthread_cond_signal(&self->changed);
+        pthread_mutex_unlock(&self->lock);
+        pthread_join(self->thread, NULL);
+    }
+    gpu_stream_destroy(&self->stream);
+    if (self->base.descriptor >= 0) close(self->base.descriptor);
+    pthread_cond_destroy(&self->changed);
+    pthread_mutex_destroy(&self->lock);
+    free(self);
+}
+
+enum status gpu_lane_create(struct lane **out, struct device *device, struct error *error)
+{
+    enum status status = STATUS_RESOURCE_EXHAUSTED;
+    struct gpu_lane *self = calloc(1, sizeof *self);
+    if (self == NULL) return error_set(error, status, "no memory for a lane");
+    self->base.device = device;
+    self->base.descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_cond_init(&self->changed, NULL);
+    if (self->base.descriptor < 0) {
+        error_set(error, status, "no file descriptor is left for a lane");
+        goto done;
+    }
+    status = gpu_stream_create(&self->stream, device_of(self)->card, &self->signals, error);
+    if (status != STATUS_OK) goto done;
+    self->has_thread = pthread_create(&self->thread, NULL, run_thread, self) == 0;
+    if (!self->has_thread) {
+        status = error_set(error, STATUS_RESOURCE_EXHAUSTED, "no thread is left for a lane");
+        goto done;
+    }
+    *out = &self->base;
+    self = NULL;
+
+done:
+    if (self != NULL) gpu_lane_destroy(&self->base);
+    return status;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The arena
+
+// The new arena is taken before the old one goes, so that the lane keeps what it has when there is
+// no room.
+enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    struct gpu_card *card = device_of(self)->card;
+    void *arena = NULL;
+    enum status status = gpu_allocate(card, bytes, &arena, error);
+    if (status != STATUS_OK) return status;
+    gpu_free(card, self->arena);
+    self->arena = arena;
+    self->base.arena_bytes = bytes;
+    return STATUS_OK;
+}
+
+void gpu_lane_release(struct lane *lane)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    gpu_free(device_of(self)->card, self->arena);
+    self->arena = NULL;
+    self->base.arena_bytes = 0;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Runs
+
+void gpu_lane_run(struct lane *lane, const struct program *program, void *const *bindings,
+                  uint32_t bindings_count)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    assert(program->slots_count <= bindings_count);
+    for (uint32_t i = 0; i < program->slots_count; i++) self->bindings[i] = bindings[i];
+    __atomic_store_n(&self->signals.is_cancelled, 0, __ATOMIC_RELAXED);
+    atomic_store(&self->marks, 0);
+    pthread_mutex_lock(&self->lock);
+    assert(self->program == NULL);
+    self->program = program;
+    pthread_cond_signal(&self->changed);
+    pthread_mutex_unlock(&self->lock);
+}
+
+enum status gpu_lane_collect(struct lane *lane, struct error *error)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    struct pollfd entry = {.fd = lane->descriptor, .events = POLLIN};
+    uint64_t count = 0;
+    while (read(lane->descriptor, &count, sizeof count) != sizeof count) poll(&entry, 1, -1);
+    assert(count == 1);
+    pthread_mutex_lock(&self->lock);  // the thread has left the run behind
+    enum status status = self->status;
+    if (status != STATUS_OK && error != NULL) *error = self->error;
+    pthread_mutex_unlock(&self->lock);
+    return status;
+}
+
+void gpu_lane_cancel(struct lane *lane)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    __atomic_store_n(&self->signals.is_cancelled, 1, __ATOMIC_RELAXED);
+}
+
+uint64_t gpu_lane_progress(const struct lane *lane)
+{
+    const struct gpu_lane *self = (const struct gpu_lane *)lane;
+    return __atomic_load_n(&self->signals.progress, __ATOMIC_RELAXED);
+}
+
+uint32_t gpu_lane_marks(const struct lane *lane)
+{
+    return atomic_load(&((const struct gpu_lane *)lane)->marks);
+}

@@ -1,0 +1,265 @@
+// emulation.h - CUDA kernels on the processor: one fiber per thread, every rendezvous checked.
+//
+// A kernel is ordinary C++ here. Its threads are fibers; the blocks of a launch run one after
+// another, and inside a block a fiber runs until it waits. Where it may wait is where a GPU orders
+// threads: block barriers, warp operations, copies that are in flight. At each of them it is
+// checked that those who must take part do, at the same place of the source, and the first breach
+// ends the launch with a report that names file, line, block, thread and seed.
+//
+// The seed says what a GPU leaves open:
+//
+//     0    warps and lanes in ascending order, asynchronous copies land as late as they may
+//     1    in descending order, copies land at once
+//     2..  warps, lanes, blocks and landings shuffled
+//
+// Late landing hides what reuses a buffer too early, early landing hides a missing wait: a suite
+// runs several seeds. Shared memory is NaN until it is written. With AddressSanitizer every access
+// to shared and device memory is checked; compiled for races (race.h), every pair of accesses.
+//
+// Not emulated: warps in lockstep, other streams, rounding and speed of a device.
+
+#ifndef KERNELS_EMULATION_EMULATION_H
+#define KERNELS_EMULATION_EMULATION_H
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/emulation/dialect.h"
+
+namespace emulation
+{
+
+// A place in the source of a kernel: two calls are the same rendezvous when their places are equal.
+struct site {
+    const char *file;
+    int line;
+};
+
+// The last parameters of whatever waits or is checked: the caller's place, filled in by itself.
+#define EMULATION_SITE const char *site_file = __builtin_FILE(), int site_line = __builtin_LINE()
+#define EMULATION_HERE (::emulation::site{site_file, site_line})
+
+// ---------------------------------------------------------------------------------------------
+// What a run is given, and what it counts
+
+struct options {
+    uint64_t seed;             // see above; $LUNA_EMULATION_SEED
+    bool worst_approximation;  // approximate functions err by their bound; $LUNA_EMULATION_WORST
+    uint64_t device_bytes;     // memory of the device; $LUNA_EMULATION_BYTES
+    uint64_t fail_at;          // the n-th allocation fails; 0: none; $LUNA_EMULATION_FAIL_AT
+    size_t shared_bytes;       // most dynamic shared memory of a block: what sm_86, 89 and 120 have
+};
+
+struct counters {
+    uint64_t blocks;           // that ran to their end
+    uint64_t multiplications;  // mma of a warp
+    uint64_t matrix_phases;    // groups of eight rows that ldmatrix read
+    uint64_t bank_conflicts;   // extra turns that they took
+    uint64_t copies;           // cp.async
+};
+
+// Both live as long as the program; they are read and written between launches, by one thread.
+options &settings();
+counters &counts();
+
+// Runs body(context) once for every thread. Returns true, or false after a fault that report()
+// tells. At most one launch at a time.
+struct shape {
+    const char *name;     // of the kernel, for reports
+    dim3 grid, block;     //
+    size_t shared_bytes;  // dynamic
+};
+bool run(const shape &shape, void (*body)(void *context), void *context);
+
+// The report of the last launch that failed, or "".
+const char *report();
+
+// What a launch calls between two blocks; when it answers false, the launch ends there, quietly.
+struct watcher {
+    bool (*go_on)(void *context);
+    void *context;
+};
+void watch(watcher watcher);
+
+template <class... P, class... A>
+bool launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+            A &&...values)
+{
+    struct call {
+        void (*kernel)(P...);
+        std::tuple<std::decay_t<P>...> values;
+    } call{kernel, std::tuple<std::decay_t<P>...>(std::forward<A>(values)...)};
+    auto body = [](void *context) {
+        auto *self = static_cast<struct call *>(context);
+        std::apply(self->kernel, self->values);
+    };
+    return run(shape{name, grid, block, shared_bytes}, body, &call);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Where a fiber is
+
+struct position {
+    uint3 thread, block;   // threadIdx, blockIdx
+    dim3 block_dim, grid;  // blockDim, gridDim
+};
+extern thread_local const position *here;
+
+// ---------------------------------------------------------------------------------------------
+// Rendezvous
+
+// Waits for the whole block (count 0) or for count threads at the barrier of this number.
+void barrier(int number, unsigned count, EMULATION_SITE);
+
+// Waits for the lanes of the mask; the last to come executes for all. arguments[lane] is what that
+// lane passed.
+using warp_body = void (*)(void **arguments, uint32_t mask);
+void meet(const char *kind, uint32_t mask, void *argument, site at, warp_body body);
+
+// __syncwarp.
+void sync_warp(uint32_t mask, EMULATION_SITE);
+
+enum class shuffle_kind { index, up, down, exchange };
+
+// One lane's part of a shuffle: its value as bits, whose value it wants, and what it got.
+struct shuffle_part {
+    shuffle_kind kind;
+    uint64_t value;
+    int source, width;
+    uint64_t result;
+};
+void shuffle(const char *name, uint32_t mask, shuffle_part *part, site at);
+
+template <class T>
+T shuffle_of(shuffle_kind kind, const char *name, uint32_t mask, T value, int source, int width,
+             site at)
+{
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
+    shuffle_part part{kind, 0, source, width, 0};
+    memcpy(&part.value, &value, sizeof value);
+    shuffle(name, mask, &part, at);
+    memcpy(&value, &part.result, sizeof value);
+    return value;
+}
+
+// Bit i of the result is lane i's predicate.
+uint32_t ballot(uint32_t mask, bool predicate, EMULATION_SITE);
+
+// ---------------------------------------------------------------------------------------------
+// Memory
+
+template <class T> struct type_of {
+    using type = T;
+};
+
+// The block's array that belongs to this declaration; the first thread that comes makes it.
+void *shared_array(const void *key, const char *name, size_t bytes, EMULATION_SITE);
+void *shared_dynamic(EMULATION_SITE);
+
+// The address of shared memory as a kernel's PTX sees it.
+uint32_t shared_address(const void *at, EMULATION_SITE);
+
+// Device memory: NaN at first, between red zones; NULL when there is none left.
+void *allocate(uint64_t bytes);
+void release(void *memory);
+uint64_t allocated_bytes();
+
+// For the host: makes device memory addressable between two launches, and shuts it again.
+void open_memory();
+void shut_memory();
+
+// True when the bytes lie in one allocation.
+bool is_device_memory(const void *at, uint64_t bytes);
+
+// cp.async: size bytes to shared memory, the last ones zero where fewer come from the source.
+void copy_async(uint32_t to, const void *from, unsigned size, unsigned bytes, EMULATION_SITE);
+void copy_commit();
+void copy_wait(unsigned groups_left, EMULATION_SITE);
+
+// ---------------------------------------------------------------------------------------------
+// Tensor cores
+
+// matrices 1, 2 or 4 of 8x8 elements of 16 bits.
+void load_matrix(unsigned matrices, bool transposed, uint32_t *registers, uint32_t address,
+                 EMULATION_SITE);
+
+// d += a b for m16n8k16 with sums in float32, in order of k.
+void multiply_bf16(float *d, const uint32_t *a, const uint32_t *b, EMULATION_SITE);
+void multiply_f16(float *d, const uint32_t *a, const uint32_t *b, EMULATION_SITE);
+
+// An approximate function's result: exact, or off by its documented relative bound.
+float approximate(float exact, float bound);
+
+// ---------------------------------------------------------------------------------------------
+// Atomic operations: fibers do not interrupt each other, so a plain update is one.
+
+template <class T> T atomic_add(T *at, T value)
+{
+    T before;
+    __atomic_load(at, &before, __ATOMIC_RELAXED);
+    T after = before + value;
+    __atomic_store(at, &after, __ATOMIC_RELAXED);
+    return before;
+}
+
+}  // namespace emulation
+
+// ---------------------------------------------------------------------------------------------
+// CUDA's names for it
+
+#define threadIdx (::emulation::here->thread)
+#define blockIdx (::emulation::here->block)
+#define blockDim (::emulation::here->block_dim)
+#define gridDim (::emulation::here->grid)
+
+inline void __syncthreads(EMULATION_SITE)
+{
+    emulation::barrier(0, 0, site_file, site_line);
+}
+
+inline void __syncwarp(uint32_t mask = ~0u, EMULATION_SITE)
+{
+    emulation::sync_warp(mask, site_file, site_line);
+}
+
+template <class T> T __shfl_sync(uint32_t mask, T value, int source, int width = 32, EMULATION_SITE)
+{
+    return emulation::shuffle_of(emulation::shuffle_kind::index, "__shfl_sync", mask, value, source,
+                                 width, EMULATION_HERE);
+}
+
+template <class T>
+T __shfl_up_sync(uint32_t mask, T value, int source, int width = 32, EMULATION_SITE)
+{
+    return emulation::shuffle_of(emulation::shuffle_kind::up, "__shfl_up_sync", mask, value, source,
+                                 width, EMULATION_HERE);
+}
+
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, int source, int width = 32, EMULATION_SITE)
+{
+    return emulation::shuffle_of(emulation::shuffle_kind::down, "__shfl_down_sync", mask, value,
+                                 source, width, EMULATION_HERE);
+}
+
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int source, int width = 32, EMULATION_SITE)
+{
+    return emulation::shuffle_of(emulation::shuffle_kind::exchange, "__shfl_xor_sync", mask, value,
+                                 source, width, EMULATION_HERE);
+}
+
+inline uint32_t __ballot_sync(uint32_t mask, bool predicate, EMULATION_SITE)
+{
+    return emulation::ballot(mask, predicate, site_file, site_line);
+}
+
+template <class T> T atomicAdd(T *at, T value)
+{
+    return emulation::atomic_add(at, value);
+}
+
+#endif  // KERNELS_EMULATION_EMULATION_H
