@@ -77,23 +77,6 @@ static uint64_t table_bytes(const struct tensor_table *table)
     return bytes;
 }
 
-// Reads the tensors, or none at all.
-static enum status create_lora(struct text_adapter *self, struct tensor_table *tensors,
-                               struct error *error)
-{
-    const struct model_description *description = &self->model->description;
-    if (tensors != NULL) {
-        self->bytes += table_bytes(tensors);
-        return lora_create(&self->lora, tensors, description, error);
-    }
-    struct tensor_table *empty = NULL;
-    enum status status = tensor_table_from_tensors(&empty, NULL, 0, NULL, 0, error);
-    if (status != STATUS_OK) return status;
-    status = lora_create(&self->lora, empty, description, error);
-    tensor_table_release(&empty);
-    return status;
-}
-
 enum status text_adapter_create(struct text_adapter **out, const struct text_model *model,
                                 struct tensor_table *encoder_tensors, struct error *error)
 {
@@ -104,7 +87,8 @@ enum status text_adapter_create(struct text_adapter **out, const struct text_mod
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for an adapter");
     }
     self->model = model;
-    enum status status = create_lora(self, encoder_tensors, error);
+    if (encoder_tensors != NULL) self->bytes = table_bytes(encoder_tensors);
+    enum status status = lora_create(&self->lora, encoder_tensors, &model->description, error);
     if (status == STATUS_OK && lora_is_low_rank(self->lora)) status = create_factors(self, error);
     if (status == STATUS_OK) {
         *out = self;

@@ -104,20 +104,14 @@ static enum status make_paths(struct text_stack *self, const struct text_stack_e
     return good ? STATUS_OK : no_memory(error);
 }
 
-// How many tensors an entry changes. A target that several of its modules have counts once; they
-// lie side by side.
+// How many tensors an entry changes.
 static uint32_t count_modules(const struct text_stack_entry *entry)
 {
     uint32_t count = 0;
     uint32_t changed = 0;
     const struct lora_module *modules = lora_modules(entry->adapter->lora, &count);
-    const struct lora_module *last = NULL;
     for (uint32_t i = 0; i < count; i++) {
-        if (!adapter_module_counts(&modules[i], entry->strength[modules[i].part])) continue;
-        bool is_same = last != NULL && last->part == modules[i].part &&
-                       strcmp(last->target, modules[i].target) == 0;
-        if (!is_same) changed += 1;
-        last = &modules[i];
+        if (adapter_module_counts(&modules[i], entry->strength[modules[i].part])) changed += 1;
     }
     return changed;
 }

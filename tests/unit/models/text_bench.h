@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "models/text/text_model.h"
+#include "tests/unit/models/lora_kit.h"
 #include "tests/unit/models/text_kit.h"
 #include "tests/unit/models/text_weights.h"
 
@@ -33,11 +34,6 @@ struct bench {
     struct text_model *model;
     struct model_description description;
 };
-
-static inline void expect_ok(enum status status, const struct error *error)
-{
-    if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error->message);
-}
 
 // Makes all encoders, of weights of one type.
 static inline struct encoders *encoders_open(enum dtype dtype)
@@ -160,7 +156,8 @@ static inline struct text_request prompt_request(const char *prompt)
     return (struct text_request){.prompt = text_of(prompt)};
 }
 
-static inline void expect_close(const char *name, const float *found, const struct tensor *expected)
+static inline void expect_close_within(const char *name, const float *found,
+                                       const struct tensor *expected, double bar)
 {
     const float *values = expected->data;
     uint64_t count = expected->bytes / sizeof *values;
@@ -171,7 +168,12 @@ static inline void expect_close(const char *name, const float *found, const stru
         if (isnan(here) || here > difference) difference = here;
         size = fmax(size, fabs((double)values[i]));
     }
-    if (!(difference <= BAR * size)) fail_msg("%s: %g of %g", name, difference, size);
+    if (!(difference <= bar * size)) fail_msg("%s: %g of %g", name, difference, size);
+}
+
+static inline void expect_close(const char *name, const float *found, const struct tensor *expected)
+{
+    expect_close_within(name, found, expected, BAR);
 }
 
 static inline void expect_same_output(struct text_output a, struct text_output b)
