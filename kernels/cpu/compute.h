@@ -27,6 +27,7 @@ struct cpu_compute {
     void (*direct_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*shortcut_pack)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*shortcut_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);
+    void (*winograd_range)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*winograd_pack)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*winograd_input)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*winograd_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);

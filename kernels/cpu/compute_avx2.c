@@ -16,6 +16,7 @@ const struct cpu_compute cpu_compute_avx2 = {
     .direct_multiply = direct_multiply,
     .shortcut_pack = shortcut_pack,
     .shortcut_multiply = shortcut_multiply,
+    .winograd_range = winograd_range,
     .winograd_pack = winograd_pack,
     .winograd_input = winograd_input,
     .winograd_multiply = winograd_multiply,

@@ -14,6 +14,7 @@ const struct cpu_compute cpu_compute_portable = {
     .direct_multiply = direct_multiply,
     .shortcut_pack = shortcut_pack,
     .shortcut_multiply = shortcut_multiply,
+    .winograd_range = winograd_range,
     .winograd_pack = winograd_pack,
     .winograd_input = winograd_input,
     .winograd_multiply = winograd_multiply,

@@ -1,8 +1,11 @@
 // convolution.c - plans a convolution: which way, which tiles, how much memory.
 //
 // 3x3 filters of stride 1 with whole panels of channels go through Winograd, which multiplies 4
-// times less (with upsampling 5.8 times less); everything else goes the direct way. A 1x1 shortcut
-// runs first, straight into the output, which the convolution then adds to.
+// times less (with upsampling 5.8 times less); everything else goes the direct way, and so does an
+// image whose error bound asks for it (convolution_plan.h): its items of Winograd do nothing, and
+// the weight is packed once more in the place of the transformed one, behind the last item that
+// reads it. A 1x1 shortcut runs first, straight into the output, which the convolution then adds
+// to.
 
 #include "base/checked.h"
 #include "kernels/cpu/convolution_plan.h"
@@ -70,6 +73,7 @@ static void plan_items(struct winograd_plan *plan, uint32_t c, uint32_t k)
     plan->item_strips = cpu_divide_up(plan->strips, plan->groups);
     plan->split_blocks = cpu_divide_up(blocks, plan->splits);
     plan->parts = plan->splits * (plan->phases / plan->item_phases);
+    plan->partials = plan->groups * (plan->phases / plan->item_phases);
     plan->input_items = plan->shared ? cpu_divide_up(plan->strips, WINOGRAD_INPUT_STRIPS) : 0;
 }
 
@@ -96,11 +100,11 @@ static struct winograd_plan plan_winograd(const struct convolution *op)
     uint64_t input_bytes = WINOGRAD_POINTS * plan.input_stride * sizeof(float);
     plan.input_bytes = plan.shared ? input_bytes : 0;
     plan.item_bytes = (plan.shared ? 0 : input_bytes) +
-                      (WINOGRAD_POINTS * plan.product_stride + 3 * (uint64_t)op->k) * sizeof(float);
+                      (WINOGRAD_POINTS * plan.product_stride + 5 * (uint64_t)op->k) * sizeof(float);
     return plan;
 }
 
-// Depends on shapes alone. A weight whose error bound forbids Winograd is to be refused here.
+// Depends on shapes alone.
 static bool choose_winograd(const struct convolution *op, uint32_t side)
 {
     if (side != 3 || op->stride != 1) return false;
@@ -123,27 +127,30 @@ struct convolution_plan cpu_convolution_plan(const struct convolution *op)
     };
     if (op->upsample) plan.out_h = 2 * op->h, plan.out_w = 2 * op->w;
     if (op->stride == 2) plan.out_h = (op->h - 2) / 2 + 1, plan.out_w = (op->w - 2) / 2 + 1;
-    uint64_t weight_bytes = 0;
+    plan.panels = cpu_divide_up(op->k, PANEL_COLUMNS);
+    plan.direct =
+        plan_direct(op->h, op->w, op->c, op->k, side, op->stride, op->upsample, plan.has_norm);
+    plan.partials = plan.direct.tiles;
+    plan.direct_items = op->n * plan.direct.tiles;
+    uint64_t weight_bytes = plan.direct.weight_bytes;
     if (plan.winograd) {
         plan.tiles = plan_winograd(op);
-        plan.partials = plan.tiles.groups * (plan.tiles.phases / plan.tiles.item_phases);
         plan.items = op->n * plan.tiles.groups * plan.tiles.parts;
-        weight_bytes = plan.tiles.weight_bytes;
-    } else {
-        plan.direct =
-            plan_direct(op->h, op->w, op->c, op->k, side, op->stride, op->upsample, plan.has_norm);
-        plan.partials = plan.direct.tiles;
-        plan.items = op->n * plan.direct.tiles;
-        weight_bytes = plan.direct.weight_bytes;
+        if (plan.tiles.partials > plan.partials) plan.partials = plan.tiles.partials;
+        if (plan.tiles.weight_bytes > weight_bytes) weight_bytes = plan.tiles.weight_bytes;
     }
     if (plan.has_shortcut) {
         plan.shortcut =
             plan_direct(plan.out_h, plan.out_w, op->shortcut_c, op->k, 1, 1, false, false);
     }
     plan.norm_stride = (size_t)3 * cpu_round_up(op->c, 16);
-    plan.partial_stride = 16 + 2 * (size_t)cpu_round_up(op->k, PANEL_COLUMNS);
+    plan.partial_stride = 16 + 4 * (size_t)plan.panels * PANEL_COLUMNS;
     uint64_t norm_bytes = plan.has_norm ? (uint64_t)op->n * plan.norm_stride * sizeof(float) : 0;
-    plan.shortcut_offset = round_up(norm_bytes, WORKSPACE_ALIGNMENT);
+    uint64_t range_bytes = plan.winograd ? (uint64_t)op->n * 2 * op->c * sizeof(float) : 0;
+    uint64_t asks_bytes = plan.winograd ? (uint64_t)op->n * plan.panels * sizeof(float) : 0;
+    plan.range_offset = round_up(norm_bytes, WORKSPACE_ALIGNMENT);
+    plan.asks_offset = round_up(plan.range_offset + range_bytes, WORKSPACE_ALIGNMENT);
+    plan.shortcut_offset = round_up(plan.asks_offset + asks_bytes, WORKSPACE_ALIGNMENT);
     plan.weight_offset =
         round_up(plan.shortcut_offset + plan.shortcut.weight_bytes, WORKSPACE_ALIGNMENT);
     plan.input_offset = round_up(plan.weight_offset + weight_bytes, WORKSPACE_ALIGNMENT);
@@ -169,31 +176,38 @@ uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
     assert(op->kind == OPERATION_CONVOLUTION);
     const struct convolution *self = &op->convolution;
     struct convolution_plan plan = cpu_convolution_plan(self);
-    uint32_t panels = cpu_divide_up(self->k, PANEL_COLUMNS);
     uint32_t count = 0;
-    if (plan.has_norm) out[count++] = (struct cpu_launch){.items = self->n, .run = cpu_norm_fold};
+    if (plan.has_norm) {
+        out[count++] = (struct cpu_launch){.items = self->n, .run = cpu_norm_fold};
+    } else if (plan.winograd) {
+        out[count++] =
+            (struct cpu_launch){.items = self->n * cpu_divide_up(self->c, RANGE_CHANNELS),
+                                .run = compute->winograd_range};
+    }
     if (plan.has_shortcut) {
         out[count++] =
-            (struct cpu_launch){panels, plan.shortcut.pack_bytes, compute->shortcut_pack};
+            (struct cpu_launch){plan.panels, plan.shortcut.pack_bytes, compute->shortcut_pack};
         out[count++] = (struct cpu_launch){self->n * plan.shortcut.tiles, plan.shortcut.item_bytes,
                                            compute->shortcut_multiply};
     }
     if (plan.winograd) {
-        out[count++] = (struct cpu_launch){panels, plan.tiles.pack_bytes, compute->winograd_pack};
+        out[count++] =
+            (struct cpu_launch){plan.panels, plan.tiles.pack_bytes, compute->winograd_pack};
         if (plan.tiles.shared) {
             out[count++] = (struct cpu_launch){.items = self->n * plan.tiles.input_items,
                                                .run = compute->winograd_input};
         }
         out[count++] =
             (struct cpu_launch){plan.items, plan.tiles.item_bytes, compute->winograd_multiply};
-    } else {
-        out[count++] = (struct cpu_launch){plan.direct.columns / PANEL_COLUMNS,
-                                           plan.direct.pack_bytes, compute->direct_pack};
-        out[count++] =
-            (struct cpu_launch){plan.items, plan.direct.item_bytes, compute->direct_multiply};
     }
+    out[count++] = (struct cpu_launch){plan.direct.columns / PANEL_COLUMNS, plan.direct.pack_bytes,
+                                       compute->direct_pack};
+    out[count++] =
+        (struct cpu_launch){plan.direct_items, plan.direct.item_bytes, compute->direct_multiply};
     if (plan.has_statistics) {
-        out[count++] = (struct cpu_launch){.items = self->n * panels, .run = cpu_statistics_merge};
+        out[count++] =
+            (struct cpu_launch){.items = self->n * plan.panels, .run = cpu_statistics_merge};
     }
+    assert(count <= CPU_LAUNCHES_MAX);
     return count;
 }

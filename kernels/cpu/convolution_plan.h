@@ -3,10 +3,27 @@
 //
 // The workspace of a convolution, in this order, each part aligned to 64 bytes:
 //
-//     norm      [n][3][depth]    mean, scale, offset of each input channel: (x - mean) * scale +
-//     offset shortcut  packed weight of the 1x1 shortcut weight    packed or transformed weight of
-//     the convolution itself partials  [items][16 + 2 * columns]   statistics of what one item
-//     wrote: count, means, M2
+//     norm      [n][3][depth]   mean, scale, offset of each input channel: (x - mean) * scale +
+//                               offset
+//     range     [n][2][c]       with Winograd: square of the largest input of a channel, mean
+//     square asks      [n][k / 16]     with Winograd: not 0 where a panel asks for the direct way
+//     shortcut                  packed weight of the 1x1 shortcut
+//     weight                    packed or transformed weight of the convolution itself
+//     partials  [items][16 + 4 * columns]   statistics of what one item wrote: count, means, M2,
+//                               lowest, highest
+//
+// Winograd mixes the pixels of a tile: its rounding errors are as large as the largest input of the
+// tile asks for, in all of the tile's outputs, and a single bright pixel spoils its neighbours. So
+// each image's error is bounded before it is computed, from what is known of each channel c of the
+// input (its largest magnitude m and its mean square r2) and from the weight:
+//
+//     error of output k      at most about gain * 2^-24 * sqrt(sum over c of m^2 |w_kc|^2)
+//     size of output k       about sqrt(sum over c of r2 |w_kc|^2)
+//
+// An image where error / size is beyond WINOGRAD_ERROR_MAX for some k goes the direct way, alone.
+// The gain is measured: 18 (F4 and F5). So that a few bright pixels do not make everything look
+// large, r2 is taken without the square of the largest for up to nine pixels (a pixel that went
+// through a 3x3 filter), of 256 each. Channels that are large everywhere change nothing.
 
 #ifndef KERNELS_CPU_CONVOLUTION_PLAN_H
 #define KERNELS_CPU_CONVOLUTION_PLAN_H
@@ -29,6 +46,13 @@
 #define WINOGRAD_INPUT_STRIPS 2u
 // About the most multiplications and additions of one item, some 40 ms of one core.
 #define WINOGRAD_ITEM_OPERATIONS 4000000000u
+// Rounding errors of Winograd over those of one multiplication, measured on normal inputs.
+#define WINOGRAD_ERROR_GAIN 18.0
+// The most error that Winograd may make, over the rms of the output: a third of what images may be
+// off, so that some layers of a network may come this near.
+#define WINOGRAD_ERROR_MAX 4e-5
+// Channels that one item takes the range of.
+#define RANGE_CHANNELS 32u
 
 // The direct way: tiles of output pixels as rows, (tap, channel) as depth.
 struct direct_plan {
@@ -71,6 +95,7 @@ struct winograd_plan {
     uint32_t splits;        // of the columns
     uint32_t split_blocks;  // blocks of columns in a split
     uint32_t parts;         // items of one group: splits * phases / item_phases
+    uint32_t partials;      // of one image's statistics
     uint32_t input_items;   // of one image, to transform a shared input
     size_t input_stride;    // floats from point to point of the transformed input
     size_t product_stride;  // floats from point to point of the product
@@ -83,18 +108,22 @@ struct winograd_plan {
 
 struct convolution_plan {
     uint32_t out_h, out_w;        // of the output
-    bool winograd;                // which of the two ways
+    bool winograd;                // for images that do not ask for the direct way
     bool has_norm;                // the input is normalised
     bool has_shortcut;            // a 1x1 convolution of another input goes first, into the output
     bool has_statistics;          // of the output are wanted
-    struct direct_plan direct;    // without winograd
+    struct direct_plan direct;    // of images that go the direct way
     struct winograd_plan tiles;   // with winograd
     struct direct_plan shortcut;  // with has_shortcut
-    uint32_t items;               // of the convolution itself
-    uint32_t partials;            // of one image
+    uint32_t panels;              // of the output's columns
+    uint32_t items;               // of Winograd
+    uint32_t direct_items;        // of the direct way
+    uint32_t partials;            // room of one image
     size_t norm_stride;           // floats from image to image of norm
     size_t partial_stride;        // floats from one of partials to the next
-    uint64_t shortcut_offset;     // bytes from the start of the workspace
+    uint64_t range_offset;        // bytes from the start of the workspace
+    uint64_t asks_offset;         // likewise
+    uint64_t shortcut_offset;     // likewise
     uint64_t weight_offset;       // likewise
     uint64_t input_offset;        // likewise
     uint64_t partials_offset;     // likewise
@@ -104,13 +133,48 @@ struct convolution_plan {
 // Thread:    any.
 struct convolution_plan cpu_convolution_plan(const struct convolution *op);
 
-// Items: fold the statistics of one image's input into norm; merge the partials of 16 columns of
-// one image into the output's statistics.
-// Thread:    any.
+// Items: fold the statistics of one image's input into norm and, with Winograd, into range; merge
+// the partials of 16 columns of one image into the output's statistics. Thread:    any.
 void cpu_norm_fold(const struct operation *op, const struct cpu_run *run, uint32_t item,
                    void *scratch);
 void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,
                           void *scratch);
+
+// Leaves the range of a channel of count pixels: its largest magnitude squared and, `channels`
+// floats behind, its mean square without the brightest pixels. Thread:    any.
+void cpu_leave_range(float *range, uint32_t channels, double largest, double mean_square,
+                     uint64_t count);
+
+// The squares of the largest inputs of an image's channels; their mean squares lie behind them.
+static inline float *cpu_convolution_range(const struct operation *operation,
+                                           const struct cpu_run *run,
+                                           const struct convolution_plan *plan, uint32_t image)
+{
+    uint8_t *workspace = (uint8_t *)cpu_address(run, &operation->workspace);
+    float *range = (float *)(void *)(workspace + plan->range_offset);
+    return range + (size_t)image * 2 * operation->convolution.c;
+}
+
+// Where the panels of an image say whether they ask for the direct way.
+static inline float *cpu_convolution_asks(const struct operation *operation,
+                                          const struct cpu_run *run,
+                                          const struct convolution_plan *plan, uint32_t image)
+{
+    uint8_t *workspace = (uint8_t *)cpu_address(run, &operation->workspace);
+    return (float *)(void *)(workspace + plan->asks_offset) + (size_t)image * plan->panels;
+}
+
+// True when an image goes the direct way; known once the weight is packed.
+static inline bool cpu_image_is_direct(const struct operation *operation, const struct cpu_run *run,
+                                       const struct convolution_plan *plan, uint32_t image)
+{
+    if (!plan->winograd) return true;
+    const float *asks = cpu_convolution_asks(operation, run, plan, image);
+    for (uint32_t i = 0; i < plan->panels; i++) {
+        if (asks[i] > 0) return true;
+    }
+    return false;
+}
 
 // Side of the filter, from the weight.
 static inline uint32_t cpu_filter_side(const struct weight *weight)

@@ -70,7 +70,7 @@ LANES_INLINE void direct_finish_columns(const struct direct_item *self, uint32_t
 {
     lanes bias = lanes_zero();
     if (self->bias != NULL) bias = lanes_load_part(self->bias + column, count);
-    struct pixel_sums sums = {.sum = lanes_zero(), .squares = lanes_zero()};
+    struct pixel_sums sums = pixel_sums_begin(lanes_zero());
     struct pixel_sums total = sums;
     uint32_t pixels = self->tile_h * self->tile_w;
     for (uint32_t pixel = 0; pixel < pixels; pixel++) {
@@ -87,21 +87,21 @@ LANES_INLINE void direct_finish_columns(const struct direct_item *self, uint32_t
         } else {
             lanes_store_part(self->output + at, value, count);
         }
-        if (pixel == 0) sums.first = value;
+        if (pixel == 0) sums = pixel_sums_begin(value);
         pixel_sums_add(&sums, value);
         if ((pixel + 1) % 16 == 0) pixel_sums_gather(&total, &sums);
     }
     if (self->partial == NULL) return;
     pixel_sums_gather(&total, &sums);
     pixel_sums_finish(&total, pixels, self->partial + 16 + column,
-                      self->partial + 16 + cpu_round_up(self->k, PANEL_COLUMNS) + column);
+                      cpu_round_up(self->k, PANEL_COLUMNS));
 }
 
 static void direct_finish(const struct direct_item *self)
 {
     if (self->partial != NULL) {
         self->partial[0] = (float)(self->tile_h * self->tile_w);
-        size_t floats = (size_t)2 * cpu_round_up(self->k, PANEL_COLUMNS);
+        size_t floats = (size_t)4 * cpu_round_up(self->k, PANEL_COLUMNS);
         memset(self->partial + 16, 0, floats * sizeof self->partial[0]);
     }
     for (uint32_t column = 0; column < self->k; column += 8) {
@@ -148,6 +148,7 @@ static void direct_multiply(const struct operation *operation, const struct cpu_
     const struct convolution *op = &operation->convolution;
     struct convolution_plan plan = cpu_convolution_plan(op);
     uint32_t image = item / plan.direct.tiles;
+    if (!cpu_image_is_direct(operation, run, &plan, image)) return;
     size_t image_out = (size_t)plan.out_h * plan.out_w * op->k;
     uint8_t *workspace = cpu_address(run, &operation->workspace);
     const float *residual = cpu_address(run, plan.has_shortcut ? &op->output : &op->residual);
@@ -166,8 +167,9 @@ static void direct_multiply(const struct operation *operation, const struct cpu_
         .norm = input_norm_of(operation, run, &plan, image),
     };
     if (plan.has_statistics) {
+        size_t index = (size_t)image * plan.partials + item % plan.direct.tiles;
         self.partial =
-            (float *)(void *)(workspace + plan.partials_offset) + item * plan.partial_stride;
+            (float *)(void *)(workspace + plan.partials_offset) + index * plan.partial_stride;
     }
     direct_run(&self, item % plan.direct.tiles, scratch);
 }
@@ -218,6 +220,9 @@ static void direct_pack(const struct operation *operation, const struct cpu_run 
 {
     const struct convolution *op = &operation->convolution;
     struct convolution_plan plan = cpu_convolution_plan(op);
+    uint32_t image = 0;
+    while (image < op->n && !cpu_image_is_direct(operation, run, &plan, image)) image++;
+    if (image == op->n) return;
     uint8_t *workspace = cpu_address(run, &operation->workspace);
     float *out = (float *)(void *)(workspace + plan.weight_offset);
     out += (size_t)item * plan.direct.depth * PANEL_COLUMNS;

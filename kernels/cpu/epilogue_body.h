@@ -45,13 +45,22 @@ struct pixel_sums {
     lanes first;    // the first pixel
     lanes sum;      // of x - first
     lanes squares;  // of (x - first)^2
+    lanes low;      // the lowest pixel
+    lanes high;     // the highest pixel
 };
+
+LANES_INLINE struct pixel_sums pixel_sums_begin(lanes first)
+{
+    return (struct pixel_sums){first, lanes_zero(), lanes_zero(), first, first};
+}
 
 LANES_INLINE void pixel_sums_add(struct pixel_sums *sums, lanes x)
 {
     lanes delta = lanes_subtract(x, sums->first);
     sums->sum = lanes_add(sums->sum, delta);
     sums->squares = lanes_multiply_add(delta, delta, sums->squares);
+    sums->low = lanes_min(x, sums->low);
+    sums->high = lanes_max(x, sums->high);
 }
 
 // Moves the sums of a few pixels to the total, which keeps the rounding of long sums small.
@@ -60,18 +69,23 @@ LANES_INLINE void pixel_sums_gather(struct pixel_sums *total, struct pixel_sums 
     total->first = sums->first;
     total->sum = lanes_add(total->sum, sums->sum);
     total->squares = lanes_add(total->squares, sums->squares);
+    total->low = sums->low;
+    total->high = sums->high;
     sums->sum = lanes_zero();
     sums->squares = lanes_zero();
 }
 
-// Writes mean and M2 of count pixels.
-LANES_INLINE void pixel_sums_finish(const struct pixel_sums *sums, uint32_t count, float *mean,
-                                    float *m2)
+// Writes mean, M2, lowest and highest of count pixels, each `stride` floats behind the one before.
+LANES_INLINE void pixel_sums_finish(const struct pixel_sums *sums, uint32_t count, float *out,
+                                    size_t stride)
 {
     lanes average = lanes_multiply(sums->sum, lanes_set(1.0f / (float)count));
     lanes correction = lanes_multiply(average, sums->sum);
-    lanes_store(mean, lanes_add(sums->first, average));
-    lanes_store(m2, lanes_max(lanes_zero(), lanes_subtract(sums->squares, correction)));
+    lanes m2 = lanes_max(lanes_zero(), lanes_subtract(sums->squares, correction));
+    lanes_store(out, lanes_add(sums->first, average));
+    lanes_store(out + stride, m2);
+    lanes_store(out + 2 * stride, sums->low);
+    lanes_store(out + 3 * stride, sums->high);
 }
 
 #endif  // KERNELS_CPU_EPILOGUE_BODY_H

@@ -83,6 +83,11 @@ LANES_INLINE lanes lanes_max(lanes a, lanes b)
     LANES_EACH(a.at[i] > b.at[i] ? a.at[i] : b.at[i]);
 }
 
+LANES_INLINE lanes lanes_min(lanes a, lanes b)
+{
+    LANES_EACH(a.at[i] < b.at[i] ? a.at[i] : b.at[i]);
+}
+
 LANES_INLINE lanes lanes_load_f32_bytes(const uint8_t *at)
 {
     lanes result;

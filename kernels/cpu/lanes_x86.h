@@ -62,6 +62,11 @@ LANES_INLINE lanes lanes_max(lanes a, lanes b)
     return _mm256_max_ps(a, b);
 }
 
+LANES_INLINE lanes lanes_min(lanes a, lanes b)
+{
+    return _mm256_min_ps(a, b);
+}
+
 // Eight numbers of a file, widened exactly.
 LANES_INLINE lanes lanes_load_f32_bytes(const uint8_t *at)
 {

@@ -26,7 +26,7 @@ struct cpu_launch {
 };
 
 // The most launches of one operation.
-#define CPU_LAUNCHES_MAX 8u
+#define CPU_LAUNCHES_MAX 10u
 
 // The address of a value in this run; NULL for VALUE_NONE.
 static inline void *cpu_address(const struct cpu_run *run, const struct value *value)

@@ -44,7 +44,7 @@ struct winograd_item {
     uint32_t layout_begin;   // the first of ours among them
     float *transformed;      // the input, in scratch or workspace
     float *product;          // scratch: one block
-    float *sums;             // scratch: [3][k], first pixels, sums, sums of squares
+    float *sums;             // scratch: [5][k], the fields of struct pixel_sums
 };
 
 // A run of tiles of one tile row, as far as they lie in one strip.
@@ -239,6 +239,14 @@ LANES_INLINE void winograd_output_tile(const struct winograd_item *self, uint32_
     }
 }
 
+// The sums of eight columns so far.
+LANES_INLINE struct pixel_sums winograd_sums_load(const float *memory, size_t k)
+{
+    return (struct pixel_sums){lanes_load(memory), lanes_load(memory + k),
+                               lanes_load(memory + 2 * k), lanes_load(memory + 3 * k),
+                               lanes_load(memory + 4 * k)};
+}
+
 // Adds bias and residual to eight columns of a tile's pixels, stores them and sums them up, a tile
 // on its own first: that keeps the sums' rounding small. begun tells that they have their first
 // pixel. residual is NULL or the output's counterpart.
@@ -249,12 +257,13 @@ LANES_INLINE void winograd_store_tile(const struct winograd_item *self,
     uint32_t k = self->op->k;
     lanes bias = self->bias != NULL ? lanes_load(self->bias + column) : lanes_zero();
     float *memory = self->sums + column;
-    struct pixel_sums sums = {lanes_zero(), lanes_zero(), lanes_zero()};
-    lanes before[2] = {lanes_zero(), lanes_zero()};
+    struct pixel_sums sums = pixel_sums_begin(lanes_zero());
+    struct pixel_sums before = sums;
     if (begun) {
-        sums.first = lanes_load(memory);
-        before[0] = lanes_load(memory + k);
-        before[1] = lanes_load(memory + 2 * (size_t)k);
+        before = winograd_sums_load(memory, k);
+        sums = pixel_sums_begin(before.first);
+        sums.low = before.low;
+        sums.high = before.high;
     }
     for (uint32_t i = window->i_begin; i < window->i_end; i++) {
         size_t y = (size_t)(window->y + (int64_t)i * window->step);
@@ -265,14 +274,17 @@ LANES_INLINE void winograd_store_tile(const struct winograd_item *self,
             value = lanes_add(value, bias);
             if (self->residual != NULL) value = lanes_add(value, lanes_load(self->residual + at));
             lanes_store(self->output + at, value);
-            if (!begun) sums.first = value;
+            if (!begun) sums = pixel_sums_begin(value);
             begun = true;
             pixel_sums_add(&sums, value);
         }
     }
-    lanes_store(memory, sums.first);
-    lanes_store(memory + k, lanes_add(before[0], sums.sum));
-    lanes_store(memory + 2 * (size_t)k, lanes_add(before[1], sums.squares));
+    pixel_sums_gather(&before, &sums);
+    lanes_store(memory, before.first);
+    lanes_store(memory + k, before.sum);
+    lanes_store(memory + 2 * (size_t)k, before.squares);
+    lanes_store(memory + 3 * (size_t)k, before.low);
+    lanes_store(memory + 4 * (size_t)k, before.high);
 }
 
 // Finishes one block of columns of one phase. begun is the number of pixels of earlier phases.
@@ -306,11 +318,8 @@ static void winograd_leave_partial(const struct winograd_item *self, uint32_t pi
     if (self->column_begin == 0) self->partial[0] = (float)pixels;
     if (pixels == 0) return;
     for (uint32_t column = self->column_begin; column < self->column_end; column += 8) {
-        const float *memory = self->sums + column;
-        struct pixel_sums sums = {lanes_load(memory), lanes_load(memory + k),
-                                  lanes_load(memory + 2 * (size_t)k)};
-        pixel_sums_finish(&sums, pixels, self->partial + 16 + column,
-                          self->partial + 16 + k + column);
+        struct pixel_sums sums = winograd_sums_load(self->sums + column, k);
+        pixel_sums_finish(&sums, pixels, self->partial + 16 + column, k);
     }
 }
 
@@ -377,7 +386,9 @@ static void winograd_input(const struct operation *operation, const struct cpu_r
     (void)scratch;
     struct convolution_plan plan = cpu_convolution_plan(&operation->convolution);
     const struct winograd_plan *tiles = &plan.tiles;
-    struct winograd_item self = winograd_image(operation, run, &plan, item / tiles->input_items);
+    uint32_t image = item / tiles->input_items;
+    if (cpu_image_is_direct(operation, run, &plan, image)) return;
+    struct winograd_item self = winograd_image(operation, run, &plan, image);
     uint32_t begin = item % tiles->input_items * WINOGRAD_INPUT_STRIPS;
     winograd_take_strips(&self, begin, cpu_min(begin + WINOGRAD_INPUT_STRIPS, tiles->strips));
     for (uint32_t i = 0; i < self.strips; i++) winograd_input_strip(&self, i);
@@ -393,6 +404,7 @@ static void winograd_multiply(const struct operation *operation, const struct cp
     uint32_t group = item % tiles->groups;
     uint32_t part = item / tiles->groups % tiles->parts;
     uint32_t image = item / tiles->groups / tiles->parts;
+    if (cpu_image_is_direct(operation, run, &plan, image)) return;
     uint32_t split = part % tiles->splits;
     struct winograd_item self = winograd_image(operation, run, &plan, image);
     winograd_take_strips(&self, cpu_winograd_strip(tiles, group),
@@ -409,7 +421,7 @@ static void winograd_multiply(const struct operation *operation, const struct cp
             (float *)(void *)(workspace + plan.partials_offset) + index * plan.partial_stride;
     }
     if (!tiles->shared) {
-        self.transformed = self.sums + 3 * (size_t)op->k;
+        self.transformed = self.sums + 5 * (size_t)op->k;
         self.layout_strips = self.strips;
         self.layout_begin = 0;
         for (uint32_t i = 0; i < self.strips; i++) winograd_input_strip(&self, i);

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/convolution_plan.h"
 #include "kernels/cpu/gemm_body.h"
+#include "kernels/cpu/winograd_bound_body.h"
 #include "kernels/cpu/winograd_transform_body.h"
 
 // Adds up the taps of a 3x3 filter that fall on the same small pixel: three become two.
@@ -71,6 +72,7 @@ static void winograd_pack(const struct operation *operation, const struct cpu_ru
     const uint8_t *rows[PANEL_COLUMNS];
     panel_rows(weight, (int64_t)item * PANEL_COLUMNS, rows);
     panel_pack(rows, weight->base.dtype, 0, op->c * 9, scratch);
+    winograd_bound(operation, run, &plan, item, scratch);
     if (plan.tiles.phases == 1) {
         winograd_pack_phase(4, scratch, op->c, plan.tiles.weight_stride, out);
         return;

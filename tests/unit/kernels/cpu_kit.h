@@ -85,9 +85,10 @@ static inline uint32_t write_launches(const struct cpu_compute *compute, const s
     return cpu_convolution_launches_with(compute, op, launches);
 }
 
-// Runs all items of an operation, the last first. Workspace and scratch begin as NaN.
-static inline void run_operation(const struct cpu_compute *compute, struct operation *op,
-                                 void **bindings)
+// Runs all items of an operation, the last first. Workspace and scratch begin as NaN. Returns the
+// arena with the workspace, which the caller frees.
+static inline uint8_t *run_operation_and_keep(const struct cpu_compute *compute,
+                                              struct operation *op, void **bindings)
 {
     const struct device device = {.info = {.name = "test"}};
     struct cpu_launch launches[CPU_LAUNCHES_MAX];
@@ -108,7 +109,13 @@ static inline void run_operation(const struct cpu_compute *compute, struct opera
         }
         free(scratch);
     }
-    free(arena);
+    return arena;
+}
+
+static inline void run_operation(const struct cpu_compute *compute, struct operation *op,
+                                 void **bindings)
+{
+    free(run_operation_and_keep(compute, op, bindings));
 }
 
 static inline struct value slot(uint32_t number)

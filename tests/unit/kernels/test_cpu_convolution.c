@@ -3,6 +3,7 @@
 
 #include "tests/test.h"
 
+#include "kernels/cpu/convolution_plan.h"
 #include "tests/unit/kernels/cpu_kit.h"
 
 struct convolution_case {
@@ -16,6 +17,7 @@ struct convolution_data {
     uint32_t oh, ow;
     struct sample weight, bias, gamma, beta, shortcut_weight;
     float *input, *output, *residual, *shortcut;
+    double *magnitude;  // of each output: the sum of what it adds up, without signs
     double *in_statistics, *statistics;
     double *normalized;  // the input after norm and SiLU
     double *wanted;
@@ -26,7 +28,7 @@ static uint32_t groups_of(const struct convolution_case *test)
     return test->c % 8 == 0 ? 8 : 1;
 }
 
-// Statistics of [pixels, channels]: means, then M2.
+// Statistics of [pixels, channels]: means, then M2, then, as floats, the lowest and the highest.
 static void take_statistics(const float *input, uint32_t pixels, uint32_t channels, double *out)
 {
     for (uint32_t c = 0; c < channels; c++) {
@@ -37,6 +39,12 @@ static void take_statistics(const float *input, uint32_t pixels, uint32_t channe
         for (uint32_t i = 0; i < pixels; i++) {
             double delta = (double)input[(size_t)i * channels + c] - mean;
             m2 += delta * delta;
+        }
+        float *extremes = (float *)(out + (size_t)2 * channels);
+        extremes[c] = extremes[channels + c] = input[c];
+        for (uint32_t i = 0; i < pixels; i++) {
+            extremes[c] = fminf(extremes[c], input[(size_t)i * channels + c]);
+            extremes[channels + c] = fmaxf(extremes[channels + c], input[(size_t)i * channels + c]);
         }
         out[c] = mean;
         out[channels + c] = m2;
@@ -72,7 +80,7 @@ static void normalize_image(const struct convolution_case *test,
 }
 
 static double convolve(const struct convolution_case *test, const struct convolution_data *data,
-                       size_t image, uint32_t y, uint32_t x, uint32_t k)
+                       size_t image, uint32_t y, uint32_t x, uint32_t k, double *magnitude)
 {
     uint32_t scale = test->upsample ? 2 : 1;
     int pad = test->side == 3 && test->stride == 1 ? 1 : 0;
@@ -89,7 +97,10 @@ static double convolve(const struct convolution_case *test, const struct convolu
             for (uint32_t c = 0; c < test->c; c++) {
                 size_t tap =
                     (((size_t)k * test->c + c) * test->side + (size_t)i) * test->side + (size_t)j;
-                sum += data->normalized[pixel * test->c + c] * (double)data->weight.values[tap];
+                double product =
+                    data->normalized[pixel * test->c + c] * (double)data->weight.values[tap];
+                sum += product;
+                *magnitude += fabs(product);
             }
         }
     }
@@ -104,14 +115,31 @@ static void convolve_all(const struct convolution_case *test, struct convolution
         uint32_t y = (uint32_t)(pixel / data->ow % data->oh);
         uint32_t x = (uint32_t)(pixel % data->ow);
         for (uint32_t k = 0; k < test->k; k++, at++) {
-            double sum = convolve(test, data, image, y, x, k) + (double)data->bias.values[k];
+            double magnitude = fabs((double)data->bias.values[k]);
+            double sum = (double)data->bias.values[k];
+            sum += convolve(test, data, image, y, x, k, &magnitude);
             if (test->residual) sum += (double)data->residual[at];
+            if (test->residual) magnitude += fabs((double)data->residual[at]);
             for (uint32_t c = 0; c < test->shortcut_c; c++) {
                 sum += (double)data->shortcut[pixel * test->shortcut_c + c] *
                        (double)data->shortcut_weight.values[(size_t)k * test->shortcut_c + c];
             }
             data->wanted[at] = sum;
+            data->magnitude[at] = magnitude;
         }
+    }
+}
+
+// What follows from the input: its statistics, and how the convolution sees it.
+static void data_take_input(struct convolution_data *data, const struct convolution_case *test)
+{
+    size_t image = (size_t)test->h * test->w * test->c;
+    for (size_t i = 0; i < test->n * image; i++) data->normalized[i] = (double)data->input[i];
+    for (uint32_t i = 0; i < test->n; i++) {
+        size_t start = i * image;
+        take_statistics(data->input + start, test->h * test->w, test->c,
+                        data->in_statistics + (size_t)3 * i * test->c);
+        if (test->norm) normalize_image(test, data, data->input + start, data->normalized + start);
     }
 }
 
@@ -139,18 +167,14 @@ static void data_create(struct convolution_data *data, const struct convolution_
     data->output = random_floats(pixels_out * k);
     data->normalized = malloc(pixels_in * c * sizeof(double));
     data->wanted = malloc(pixels_out * k * sizeof(double));
-    data->in_statistics = malloc((size_t)2 * test->n * c * sizeof(double));
-    data->statistics = malloc((size_t)2 * test->n * k * sizeof(double));
+    data->magnitude = malloc(pixels_out * k * sizeof(double));
+    data->in_statistics = malloc((size_t)3 * test->n * c * sizeof(double));
+    data->statistics = malloc((size_t)3 * test->n * k * sizeof(double));
     assert_non_null(data->normalized);
     assert_non_null(data->wanted);
+    assert_non_null(data->magnitude);
     for (size_t i = 0; i < pixels_in * c; i++) data->input[i] += offset;
-    for (size_t i = 0; i < pixels_in * c; i++) data->normalized[i] = (double)data->input[i];
-    for (uint32_t i = 0; i < test->n; i++) {
-        size_t start = (size_t)i * test->h * test->w * c;
-        take_statistics(data->input + start, test->h * test->w, c,
-                        data->in_statistics + (size_t)2 * i * c);
-        if (test->norm) normalize_image(test, data, data->input + start, data->normalized + start);
-    }
+    data_take_input(data, test);
 }
 
 static void data_destroy(struct convolution_data *data)
@@ -166,6 +190,7 @@ static void data_destroy(struct convolution_data *data)
     free(data->shortcut);
     free(data->normalized);
     free(data->wanted);
+    free(data->magnitude);
     free(data->in_statistics);
     free(data->statistics);
 }
@@ -209,10 +234,10 @@ static void check_statistics(const struct convolution_case *test,
                              const struct convolution_data *data, const char *what)
 {
     uint32_t pixels = data->oh * data->ow;
-    double *expected = malloc((size_t)2 * test->k * sizeof expected[0]);
+    double *expected = malloc((size_t)3 * test->k * sizeof expected[0]);
     assert_non_null(expected);
     for (uint32_t i = 0; i < test->n; i++) {
-        const double *got = data->statistics + (size_t)2 * i * test->k;
+        const double *got = data->statistics + (size_t)3 * i * test->k;
         take_statistics(data->output + (size_t)i * pixels * test->k, pixels, test->k, expected);
         for (uint32_t k = 0; k < test->k; k++) {
             double mean = expected[k];
@@ -223,6 +248,12 @@ static void check_statistics(const struct convolution_case *test,
             double bound = 1e-5 * m2 + 1e-9 * pixels;
             if (fabs(got[test->k + k] - m2) > bound) {
                 fail_msg("%s: M2 of channel %u is %.9g, not %.9g", what, k, got[test->k + k], m2);
+            }
+            const float *range = (const float *)(got + (size_t)2 * test->k) + k;
+            const float *wanted = (const float *)(expected + (size_t)2 * test->k) + k;
+            if (range[0] != wanted[0] || range[test->k] != wanted[test->k]) {
+                fail_msg("%s: channel %u is %g to %g, not %g to %g", what, k, (double)range[0],
+                         (double)range[test->k], (double)wanted[0], (double)wanted[test->k]);
             }
         }
     }
@@ -304,12 +335,158 @@ static void a_large_mean_spoils_neither_norm_nor_statistics(void **state)
     }
 }
 
+// ---------------------------------------------------------------------------------------------
+// Bright pixels
+
+// True when an image went the direct way.
+static bool went_direct(struct operation *op, const uint8_t *arena, void **bindings, uint32_t image)
+{
+    struct convolution_plan plan = cpu_convolution_plan(&op->convolution);
+    uint8_t *workspace = malloc(plan.workspace_bytes);
+    assert_non_null(workspace);
+    memcpy(workspace, arena, plan.workspace_bytes);
+    struct cpu_run run = {.arena = workspace, .bindings = bindings};
+    bool direct = cpu_image_is_direct(op, &run, &plan, image);
+    free(workspace);
+    return direct;
+}
+
+// Fails unless every output is as near as a plain sum of its own products comes.
+static void check_locally(const struct convolution_data *data, size_t begin, size_t end,
+                          const char *what)
+{
+    for (size_t i = begin; i < end; i++) {
+        double difference = fabs((double)data->output[i] - data->wanted[i]);
+        if (difference <= 1e-6 * data->magnitude[i]) continue;
+        fail_msg("%s: element %zu is %.9g, not %.9g, of summands of %.3g together", what, i,
+                 (double)data->output[i], data->wanted[i], data->magnitude[i]);
+    }
+}
+
+// Of two images the second has bright pixels: it alone goes the direct way, and what the bright
+// pixels do not reach keeps its precision.
+static void check_bright(const struct convolution_case *test, uint32_t side, float size)
+{
+    struct convolution_data data;
+    data_create(&data, test, 0);
+    size_t image = (size_t)test->h * test->w * test->c;
+    for (uint32_t i = 0; i < side * side; i++) {
+        size_t pixel = (size_t)(11 + i / side) * test->w + 7 + i % side;
+        for (uint32_t c = 0; c < test->c; c++) {
+            data.input[image + pixel * test->c + c] = random_float() > 0 ? size : -size;
+        }
+    }
+    data_take_input(&data, test);
+    convolve_all(test, &data);
+    struct operation op = convolution_of(test, &data);
+    void *bindings[] = {data.input,    data.output,        data.residual,
+                        data.shortcut, data.in_statistics, data.statistics};
+    size_t half = (size_t)data.oh * data.ow * test->k;
+    for (uint32_t i = 0; i < compilations_count(); i++) {
+        char what[160];
+        snprintf(what, sizeof what, "%s [%u, %u, %u, %u]%s, %u x %u pixels of %g",
+                 compilation(i)->name, test->n, test->h, test->w, test->c,
+                 test->upsample ? ", upsample" : "", side, side, (double)size);
+        uint8_t *arena = run_operation_and_keep(compilation(i), &op, bindings);
+        if (went_direct(&op, arena, bindings, 0)) fail_msg("%s: image 0 needs not", what);
+        if (!went_direct(&op, arena, bindings, 1)) fail_msg("%s: image 1 needs to", what);
+        if (!test->norm) check_locally(&data, half, 2 * half, what);
+        check_close(data.output, data.wanted, half, 1e-5, what);
+        check_statistics(test, &data, what);
+        free(arena);
+    }
+    data_destroy(&data);
+}
+
+static void bright_pixels_do_not_spoil_their_neighbours(void **state)
+{
+    (void)state;
+    static const struct convolution_case raw = {2, 33,    40,    32,   32, 3,
+                                                1, false, false, true, 0,  DTYPE_F16};
+    static const struct convolution_case up = {2, 33,   40,    32,    48, 3,
+                                               1, true, false, false, 0,  DTYPE_F16};
+    static const float sizes[] = {300, 1e4f, 3e5f};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        check_bright(&raw, 1, sizes[i]);
+        check_bright(&up, 1, sizes[i]);
+        check_bright(&raw, 2, sizes[i]);
+    }
+}
+
+static void a_bright_pixel_is_known_behind_its_norm(void **state)
+{
+    (void)state;
+    static const struct convolution_case normed = {2, 64,    60,   32,    32, 3,
+                                                   1, false, true, false, 0,  DTYPE_F16};
+    check_bright(&normed, 1, 3e5f);
+}
+
+// Channels that are large everywhere leave the errors in proportion: nothing needs the direct way.
+static void bright_channels_stay_with_winograd(void **state)
+{
+    (void)state;
+    static const struct convolution_case cases[] = {
+        {1, 33, 40, 32, 32, 3, 1, false, false, false, 0, DTYPE_F16},
+        {1, 33, 40, 32, 32, 3, 1, true, false, false, 0, DTYPE_F16},
+        {1, 33, 40, 32, 32, 3, 1, false, true, false, 0, DTYPE_F16},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct convolution_data data;
+        data_create(&data, &cases[i], 0);
+        for (size_t at = 5; at < (size_t)33 * 40 * 32; at += 32) data.input[at] *= 3e5f;
+        data_take_input(&data, &cases[i]);
+        convolve_all(&cases[i], &data);
+        struct operation op = convolution_of(&cases[i], &data);
+        void *bindings[] = {data.input,    data.output,        data.residual,
+                            data.shortcut, data.in_statistics, data.statistics};
+        for (uint32_t j = 0; j < compilations_count(); j++) {
+            uint8_t *arena = run_operation_and_keep(compilation(j), &op, bindings);
+            assert_false(went_direct(&op, arena, bindings, 0));
+            check_close(data.output, data.wanted, (size_t)data.oh * data.ow * cases[i].k, 2e-5,
+                        compilation(j)->name);
+            free(arena);
+        }
+        data_destroy(&data);
+    }
+}
+
+// What is no number reaches as far as the filter, not as far as a tile.
+static void one_nan_spoils_nine_outputs(void **state)
+{
+    (void)state;
+    static const struct convolution_case test = {1, 20,    24,    32,    32, 3,
+                                                 1, false, false, false, 0,  DTYPE_F16};
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct convolution_data data;
+        data_create(&data, &test, 0);
+        data.input[((size_t)10 * 24 + 13) * 32 + 3] = bad[i];
+        struct operation op = convolution_of(&test, &data);
+        void *bindings[] = {data.input,    data.output,        data.residual,
+                            data.shortcut, data.in_statistics, data.statistics};
+        for (uint32_t j = 0; j < compilations_count(); j++) {
+            run_operation(compilation(j), &op, bindings);
+            for (int pixel = 0; pixel < 20 * 24; pixel++) {
+                bool reached = abs(pixel / 24 - 10) <= 1 && abs(pixel % 24 - 13) <= 1;
+                for (int k = 0; k < 32; k++) {
+                    assert_int_equal(isfinite(data.output[pixel * 32 + k]), !reached);
+                }
+            }
+        }
+        data_destroy(&data);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_direct_way_is_the_sum_in_double),
         cmocka_unit_test(winograd_is_the_sum_in_double),
         cmocka_unit_test(a_large_mean_spoils_neither_norm_nor_statistics),
+        cmocka_unit_test(bright_pixels_do_not_spoil_their_neighbours),
+        cmocka_unit_test(a_bright_pixel_is_known_behind_its_norm),
+        cmocka_unit_test(bright_channels_stay_with_winograd),
+        cmocka_unit_test(one_nan_spoils_nine_outputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
