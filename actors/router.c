@@ -31,6 +31,23 @@ enum status router_post(struct router *self, enum router_socket to, const luna_L
     return status;
 }
 
+void router_count_tensor(struct router *self, const luna_Tensor *tensor)
+{
+    if (tensor->room) return;
+    if (tensor->where == luna_Where_SHARED)
+        self->transport.shared_bytes += tensor->bytes;
+    else
+        self->transport.frame_bytes += tensor->bytes;
+    self->counts_changed = true;
+}
+
+void router_count_payloads(struct router *self, const struct message *frames)
+{
+    for (uint32_t i = 2; i < frames->count; i++)
+        self->transport.frame_bytes += message_frame(frames, i).size;
+    self->counts_changed = true;
+}
+
 // ---- letters of the core's other actors
 
 static bool knows_model(const struct router *self, const char *name)
@@ -98,6 +115,7 @@ static void on_answer(struct router *self, uint64_t number, struct message *fram
         message_clear(frames);
         return;
     }
+    router_count_payloads(self, frames);
     router_finish(self, job, frames);
 }
 

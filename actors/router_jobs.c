@@ -535,5 +535,7 @@ void router_ask(struct router *self, struct request *request, enum router_socket
     }
     job->ask_to = to;
     self->asked_bytes += job->bytes;
+    for (uint32_t i = 0; i < request->header.tensors_count; i++)
+        router_count_tensor(self, &request->header.tensors[i]);
     set_out(self, job, &request->header);
 }

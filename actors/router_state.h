@@ -155,6 +155,11 @@ enum status router_post(struct router *self, enum router_socket to, const luna_L
 // Tells the monitor what changed in the counts.
 void router_tell_counts(struct router *self);
 
+// Counts tensors that came or went without a worker: one, and all in the frames of a message
+// (header, body, payloads).
+void router_count_tensor(struct router *self, const luna_Tensor *tensor);
+void router_count_payloads(struct router *self, const struct message *frames);
+
 // router_clients.c
 void router_on_clients(void *state);
 // Answers a request that never became a job.

@@ -215,6 +215,8 @@ bool router_answer_known(struct router *self, struct job *job)
     if (made) {
         self->services[job->entry.service].requests_total += 1;
         reply_cache_put(self->replies, job->user, job->id, job->digest, &answer, router_now(self));
+        router_count_payloads(self, &job->frames);
+        router_count_payloads(self, &answer);
         router_event(self, "request.done", job, NULL, 0);
         router_finish(self, job, &answer);
     }
@@ -292,9 +294,11 @@ static enum status drop_files(struct router *self, struct job *job)
     uint32_t payload = 0;
     for (uint32_t i = 0; status == STATUS_OK && i < asked.header.tensors_count; i++) {
         const luna_Tensor *tensor = &asked.header.tensors[i];
+        bool is_adapter = conditioning_is_adapter(&asked.body.encode_text, tensor);
+        if (is_adapter) router_count_tensor(self, tensor);
         if (tensor->room || tensor->where != luna_Where_FRAME) continue;
         payload += 1;
-        if (!conditioning_is_adapter(&asked.body.encode_text, tensor)) continue;
+        if (!is_adapter) continue;
         const struct bytes nothing = {.data = NULL, .size = 0};
         status = replace_frame(&job->frames, 1 + payload, nothing);
     }
