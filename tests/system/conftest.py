@@ -210,9 +210,12 @@ class Daemon:
         self.events_endpoint = f"tcp://127.0.0.1:{free_port()}"
         text = (config or CONFIG).format(folder=folder, models=models, port=self.events_endpoint.rpartition(":")[2])
         self.config_path.write_text(text + extra)
+        settings = dict(settings)
+        if "conditioning_mb" not in text + extra:  # who asks twice is about the second answer as well
+            settings.setdefault("cache.conditioning_mb", 0)
         self.environment = dict(os.environ, XDG_RUNTIME_DIR=str(folder), LUNA_ENDPOINT=f"ipc://{folder}/luna.sock",
                                 **dict(environment))
-        words = [word for key, value in dict(settings).items() for word in ("--set", f"{key}={value}")]
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         self.started = time.monotonic()
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen([BINARY, "serve", "-c", self.config_path, *words],
