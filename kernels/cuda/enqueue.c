@@ -216,24 +216,42 @@ static void enqueue_blend_end(const struct gpu_run *run, const struct blend_end 
 // ---------------------------------------------------------------------------------------------
 // Attention
 
+static bool is_aligned(const struct value *value, uint32_t stride)
+{
+    return stride % 8 == 0 && value->offset % 16 == 0;
+}
+
+// The arena begins at a multiple of 256, so offsets tell the alignment.
+static bool takes_mma(const struct gpu_device *device, const struct attention *op)
+{
+    bool is_narrow = op->head_width % 8 == 0 && op->head_width <= GPU_MMA_HEAD_MAX;
+    return device->storage != DTYPE_F32 && is_narrow && is_aligned(&op->q, op->q_stride) &&
+           is_aligned(&op->k, op->k_stride) && is_aligned(&op->v, op->v_stride) &&
+           is_aligned(&op->output, op->heads * op->head_width);
+}
+
 void gpu_enqueue_attention(const struct gpu_run *run)
 {
     const struct attention *op = &run->operation->attention;
-    gpu_launch_attention_plain(run->stream,
-                               &(struct gpu_attention){.q = gpu_address(run, &op->q),
-                                                       .k = gpu_address(run, &op->k),
-                                                       .v = gpu_address(run, &op->v),
-                                                       .output = gpu_address(run, &op->output),
-                                                       .q_stride = op->q_stride,
-                                                       .k_stride = op->k_stride,
-                                                       .v_stride = op->v_stride,
-                                                       .batch = op->batch,
-                                                       .tokens = op->tokens,
-                                                       .heads = op->heads,
-                                                       .head_width = op->head_width,
-                                                       .scale = op->scale,
-                                                       .causal = op->causal,
-                                                       .storage = run->device->storage});
+    struct gpu_attention arguments = {.q = gpu_address(run, &op->q),
+                                      .k = gpu_address(run, &op->k),
+                                      .v = gpu_address(run, &op->v),
+                                      .output = gpu_address(run, &op->output),
+                                      .q_stride = op->q_stride,
+                                      .k_stride = op->k_stride,
+                                      .v_stride = op->v_stride,
+                                      .batch = op->batch,
+                                      .tokens = op->tokens,
+                                      .heads = op->heads,
+                                      .head_width = op->head_width,
+                                      .scale = op->scale,
+                                      .causal = op->causal,
+                                      .storage = run->device->storage};
+    if (takes_mma(run->device, op)) {
+        gpu_launch_attention_mma(run->stream, &arguments);
+    } else {
+        gpu_launch_attention_plain(run->stream, &arguments);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
