@@ -6,7 +6,7 @@
 //                        |
 //   +--------------------|------------------------- core process ------------------------------+
 //   |               [ router ]---PAIR---[ scaler ]---PAIR---[ registry ]   [ auth: ZAP ]        |
-//   |   PAIR to: core, scaler, registry, leases, monitor     all: PUSH --> [ monitor: PULL ]    |
+//   |   PAIR to: core, scaler, registry, leases, loras, monitor   all: PUSH --> [ monitor ]      |
 //   +----ROUTER|ROUTER-----------------ROUTER-----------------ROUTER---------------AF_UNIX-----+
 //          data|control                   |                      |                    | leases
 //   +----------|--------------------------|----------------------|--- executor process, per device
@@ -24,6 +24,7 @@
 //                                             down: Spawn, Retire, Who (say all WorkerUp again)
 //   registry         ROUTER / executor DEALER up: DeviceReport, ModelLoaded
 //                                             down: ModelDefinition, LoadModel, UnloadModel, Who
+//   store            ROUTER / executor DEALER up: AdapterCounts; down: DropAdapter
 //   router-core      PAIR                     to the router: DrainAll, DeviceDown
 //                                             from it: Drained, KillChild, StopAll, DrainAll
 //   router-scaler    PAIR                     to the scaler: Demand, Ask (LIMITS)
@@ -34,6 +35,9 @@
 //                                             from it: PinAnswer
 //   router-monitor   PAIR                     to the monitor: Ask + frames (STATUS)
 //                                             from it: Answer + frames
+//   router-loras     PAIR                     to the store: Ask + frames (LORA_*), ResolveStack +
+//                                             frames, ReleaseStack, CacheCounts
+//                                             from it: Answer + frames, StackResolved
 //   registry-scaler  PAIR                     to the scaler: ModelNotice
 //   scaler-core      PAIR                     to the scaler: DeviceDown; from it: DeviceReport
 //   events           PULL (monitor) / PUSH    Event, ServiceNotice, DeviceReport, ModelNotice,
