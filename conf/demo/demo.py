@@ -1,4 +1,5 @@
-"""./dev demo: a daemon with the small model that ships, a picture there and back, a prompt, load, and a table.
+"""./dev demo: a daemon with the small model that ships, a picture there and back, prompts with LoRAs from two
+clients at once, load, and a table.
 
 Everything it makes lies in build/demo; before-after.png is the picture before and after encode and decode.
 """
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "build" / "demo"
 BINARY = ROOT / os.environ.get("LUNA_BINARY", "build/luna")
 PICTURE = ROOT / "conf" / "demo" / "picture.png"
+PROMPT = "a photo of a (red:1.2) fox in the snow"
 
 
 def say(text):
@@ -39,7 +41,17 @@ def make_models():
     return models
 
 
-def write_config(folder, models):
+def make_loras():
+    """Two adapters of different families: one in the daemon's folder, one that a client will put."""
+    made, known = OUT / "adapters", OUT / "loras"
+    for folder in (made, known):
+        folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, ROOT / "conf" / "demo" / "make_loras.py", made], check=True)
+    (made / "ink.safetensors").replace(known / "ink.safetensors")
+    return known, made / "grain.safetensors"
+
+
+def write_config(folder, models, loras):
     path = folder / "luna.conf"
     path.write_text(f"""[listen]
 requests = tcp://127.0.0.1:0, ipc://@runtime@/luna.sock
@@ -49,6 +61,8 @@ events = tcp://127.0.0.1:{free_port()}
 directories = {models}
 [model demo]
 files = vae.safetensors, clip_l.safetensors, clip_g.safetensors
+[lora]
+directories = {loras}
 [scaling]
 scale_up_delay_ms = 300
 idle_timeout_s = 2
@@ -124,6 +138,51 @@ def load(endpoint, latent, seconds, clients):
     return sum(counts)
 
 
+def encode_shell(environment, *words):
+    """The prompt's conditioning by the command line, with its stack."""
+    path = OUT / "shell.safetensors"
+    run_cli("text", PROMPT, "--lora", "ink:0.8", "--lora", "grain:0.5", "-o", path, *words, environment=environment)
+    return luna.state_dict(path.read_bytes())["cond"]
+
+
+def encode_python(daemon, **options):
+    """The same by Python, with the same adapters at other strengths."""
+    return daemon.encode_text(PROMPT, loras=[("ink", -0.4), ("grain", 1.0)], **options)
+
+
+def with_loras(endpoint, environment):
+    """Encodes the prompt from two clients at once, and compares; returns rows of the table."""
+    answers = {}
+    shell = threading.Thread(target=lambda: answers.update(shell=encode_shell(environment)))
+    with luna.connect(endpoint) as daemon:
+        plain = daemon.encode_text(PROMPT)
+        shell.start()
+        python = encode_python(daemon)
+        shell.join()
+        # Another negative prompt is another question, which no cache knows the answer of; this one's is the same.
+        alone = (encode_shell(environment, "--negative", ""), encode_python(daemon, negative="").cond)
+        same = np.array_equal(alone[0], answers["shell"]) and np.array_equal(alone[1], python.cond)
+        after = daemon.encode_text(PROMPT, negative="").cond
+        begun = time.monotonic()
+        again = encode_python(daemon)
+        cached_ms = (time.monotonic() - begun) * 1000
+        stats = daemon.lora_stats()
+    distances = [np.linalg.norm(cond - plain.cond) / np.linalg.norm(plain.cond)
+                 for cond in (answers["shell"], python.cond)]
+    changed = ", ".join(f"{name} {use['modules']} tensors" for name, use in zip(("ink", "grain"), python.loras))
+    leaves = np.array_equal(after, plain.cond)
+    return same and leaves, [
+        ("two LoRAs, shell", f"ink (LoRA) 0.8 + grain (LoHa) 0.5: {100 * distances[0]:.0f} % away from none"),
+        ("two LoRAs, Python", f"ink -0.4 + grain 1.0: {100 * distances[1]:.0f} % away; changed: {changed}"),
+        ("both at once", f"{'byte-equal to' if same else 'NOT the bytes of'} each alone; "
+                         f"the model {'is as it was' if leaves else 'IS NOT AS IT WAS'}"),
+        ("asked again", f"{'from the cache' if again.cached else 'computed'}, {cached_ms:.1f} ms"),
+        ("adapters", f"{stats['entries']} resident, hits {stats['hits']}, misses {stats['misses']}, "
+                     f"loads {stats['loads']} (p50 {stats['load_ms_p50']:.1f} ms), "
+                     f"merged stacks {stats['merged_entries']}"),
+    ]
+
+
 def show(rows):
     width = max(len(name) for name, _ in rows)
     print()
@@ -137,7 +196,8 @@ def main():
     models = make_models()
     runtime = Path(tempfile.mkdtemp(prefix="luna-demo-"))
     environment = dict(os.environ, XDG_RUNTIME_DIR=str(runtime))
-    config = write_config(OUT, models)
+    known, grain = make_loras()
+    config = write_config(OUT, models, known)
     started = time.monotonic()
     daemon_process = subprocess.Popen([BINARY, "serve", "-c", config], env=environment, stdout=subprocess.PIPE,
                                       stderr=open(OUT / "luna.log", "w"), text=True)
@@ -172,9 +232,19 @@ def main():
             same = np.abs(image[0] - after).max()
             rows.append(("Python against command line", f"max difference {same:.4f} (8 bit rounding: 0.0020)"))
             begun = time.monotonic()
-            result = daemon.encode_text("a photo of a (red:1.2) fox in the snow", negative="blurry")
+            result = daemon.encode_text(PROMPT, negative="blurry")
             rows.append(("a prompt", f"cond {list(result.cond.shape)}, pooled {list(result.pooled.shape)}, "
                                      f"{(time.monotonic() - begun) * 1000:.0f} ms with loading"))
+
+        say("LoRAs: the prompt with two of different families, from the shell and from Python at once")
+        put_ms = run_cli("loras", "put", grain, "--name", "grain", environment=environment) * 1000
+        rows.append(("luna loras put", f"{grain.stat().st_size / 1024:.0f} KiB, {put_ms:.0f} ms"))
+        print(flush=True)
+        untouched, lines = with_loras(ipc, environment)
+        rows += lines
+        subprocess.run([BINARY, "loras", "list"], env=environment, check=True)
+        print(flush=True)
+        subprocess.run([BINARY, "loras", "stats"], env=environment, check=True)
 
         say("load: 6 clients decode for 4 s; a second worker comes when the queue stays long")
         answered = load(ipc, latent, 4.0, 6)
@@ -198,7 +268,7 @@ def main():
         shutil.rmtree(runtime, ignore_errors=True)
     show(rows)
     print(f"   {(OUT / 'before-after.png').relative_to(ROOT)}: before (left) and after (right)\n")
-    return 0 if second and retired and status["requests"]["failed"] == 0 else 1
+    return 0 if second and retired and untouched and status["requests"]["failed"] == 0 else 1
 
 
 if __name__ == "__main__":
