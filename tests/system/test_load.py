@@ -1,6 +1,7 @@
 """Many requests at once: none lost, none answered twice, nobody starved."""
 
 import collections
+import heapq
 import json
 import os
 import threading
@@ -53,7 +54,7 @@ class Client(threading.Thread):
                 self.resend(client, flying)
                 look = now + 0.2
             while later and later[0][0] <= now and len(flying) < self.window:
-                item = later.pop(0)[1]
+                item = heapq.heappop(later)[2]
                 flying[item[0].id] = item
                 self.sent[item[0].id] = now, 1.0
                 client.send(*item)
@@ -73,8 +74,7 @@ class Client(threading.Thread):
                 self.answers[answer.id] = rest[1] if len(rest) > 1 else b""
             elif answer.retry_after_ms:
                 self.refused += 1
-                later.append((time.monotonic() + answer.retry_after_ms / 1000, item))
-                later.sort(key=lambda pair: pair[0])
+                heapq.heappush(later, (time.monotonic() + answer.retry_after_ms / 1000, self.refused, item))
             else:
                 self.problems.append(answer)
         if not self.resent and not client.is_silent(300):
