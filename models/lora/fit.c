@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/lora/scalar.h"
 #include "models/names.h"
 
 #define SHAPE_BYTES 96u
@@ -267,62 +268,13 @@ static void fit_dora(struct fit *self)
 // ---------------------------------------------------------------------------------------------
 // Values
 
-// A scalar of any numeric type.
-static bool read_scalar(const struct tensor *tensor, uint64_t index, double *out)
-{
-    uint32_t size = dtype_bytes(tensor->dtype);
-    uint64_t bits = 0;
-    double value = 0;
-    if (size == 0 || size > sizeof bits || (index + 1) * size > tensor->bytes) return false;
-    memcpy(&bits, (const uint8_t *)tensor->data + index * size, size);
-    switch (tensor->dtype) {
-    case DTYPE_F32:
-    case DTYPE_F16:
-    case DTYPE_BF16: {
-        float real = 0;
-        dtype_convert(&real, DTYPE_F32, &bits, tensor->dtype, 1);
-        *out = (double)real;
-        return true;
-    }
-    case DTYPE_F64:
-        memcpy(&value, &bits, sizeof value);
-        *out = value;
-        return true;
-    case DTYPE_I64:
-    case DTYPE_U64:
-        *out = (double)(int64_t)bits;
-        return true;
-    case DTYPE_I32:
-        *out = (double)(int32_t)(uint32_t)bits;
-        return true;
-    case DTYPE_I16:
-        *out = (double)(int16_t)(uint16_t)bits;
-        return true;
-    case DTYPE_I8:
-        *out = (double)(int8_t)(uint8_t)bits;
-        return true;
-    case DTYPE_U8:
-    case DTYPE_U16:
-    case DTYPE_U32:
-        *out = (double)bits;
-        return true;
-    case DTYPE_NONE:
-    case DTYPE_BOOL:
-    case DTYPE_F8_E4M3:
-    case DTYPE_F8_E5M2:
-    case DTYPE_COUNT:
-        break;
-    }
-    return false;
-}
-
 // alpha, finite also as a float.
 static void read_alpha(struct fit *self, struct lora_module *out)
 {
     const struct tensor *alpha = self->choice->alpha;
     double value = 0;
     if (alpha == NULL || self->status != STATUS_OK) return;
-    if (!has_ones_behind(alpha, 0) || !read_scalar(alpha, 0, &value)) {
+    if (!has_ones_behind(alpha, 0) || !scalar_read(alpha, 0, &value)) {
         char has[SHAPE_BYTES];
         self->status = error_set(
             self->error, STATUS_INVALID_ARGUMENT, "\"%s\" is %s %s, needed is one number",
@@ -347,7 +299,7 @@ static void check_reshape(struct fit *self)
     bool same = reshape->rank == 1 && reshape->dims[0] == self->shape->rank;
     for (uint32_t i = 0; i < self->shape->rank && same; i++) {
         double value = 0;
-        same = read_scalar(reshape, i, &value) && value == (double)dims[i];
+        same = scalar_read(reshape, i, &value) && value == (double)dims[i];
     }
     if (same) return;
     self->status = error_set(self->error, STATUS_INVALID_ARGUMENT,

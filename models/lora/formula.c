@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "models/lora/fit.h"
@@ -270,20 +271,26 @@ static void scale_rows(const struct formula *self, const struct block *block)
 // V's columns times m / |columns of V|.
 static void scale_columns(const struct formula *self, struct work *work, const struct block *block)
 {
-    struct matrix ratios = matrix_create(work, 1, block->columns);
-    if (ratios.values == NULL) return;
-    for (uint64_t j = 0; j < block->columns && work_on(work, block->rows); j++) {
-        double sum = 0;
-        for (uint64_t i = 0; i < block->rows; i++) {
-            double value = (double)block->delta[i * block->columns + j];
-            sum += value * value;
-        }
-        ratios.values[j] = self->scale.values[j] / ((float)sqrt(sum) + FLT_EPSILON);
+    uint64_t columns = block->columns;
+    double *sums = calloc(columns, sizeof *sums);
+    if (sums == NULL) {
+        work_fail(work, STATUS_RESOURCE_EXHAUSTED, "no memory for %llu norms",
+                  (unsigned long long)columns);
+        return;
     }
-    for (uint64_t i = 0; i < block->rows * block->columns; i++) {
-        block->delta[i] *= ratios.values[i % block->columns];
+    for (uint64_t i = 0; i < block->rows && work_on(work, columns); i++) {
+        const float *row = block->delta + i * columns;
+        for (uint64_t j = 0; j < columns; j++) sums[j] += (double)row[j] * (double)row[j];
     }
-    matrix_free(&ratios);
+    // The norms' room becomes that of the ratios.
+    for (uint64_t j = 0; j < columns; j++) {
+        sums[j] = (double)(self->scale.values[j] / ((float)sqrt(sums[j]) + FLT_EPSILON));
+    }
+    for (uint64_t i = 0; i < block->rows && work_on(work, columns); i++) {
+        float *row = block->delta + i * columns;
+        for (uint64_t j = 0; j < columns; j++) row[j] *= (float)sums[j];
+    }
+    free(sums);
 }
 
 static void decompose(const struct formula *self, struct work *work, const struct block *block)

@@ -291,6 +291,82 @@ static void free_large(struct large *self)
     golden_close(&self->adapter);
 }
 
+// Some rows of a tensor, as a view.
+static struct tensor rows_of(const struct tensor *tensor, uint64_t first, uint64_t rows)
+{
+    struct tensor view = *tensor;
+    uint64_t row_bytes = tensor->bytes / tensor->dims[0];
+    view.dims[0] = rows;
+    view.data = (const uint8_t *)tensor->data + first * row_bytes;
+    view.bytes = rows * row_bytes;
+    return view;
+}
+
+static void a_tensor_of_many_blocks_gives_the_rows_that_one_block_gives(void **state)
+{
+    (void)state;
+    static const uint64_t firsts[] = {0, 12, 1024, LARGE_ROWS - 8};
+    struct large large = make_large(5);
+    const struct tensor *base = tensor_table_at(large.base.table, 0);
+    struct lora_patch patch = {&large.module, 0.7f};
+    uint8_t *whole = merge(base, &patch, 1);
+    for (size_t i = 0; i < sizeof firsts / sizeof firsts[0]; i++) {
+        struct tensor few = rows_of(base, firsts[i], 8);
+        struct tensor up = rows_of(large.module.operands[LORA_ROLE_UP], firsts[i], 8);
+        struct lora_module module = large.module;
+        module.operands[LORA_ROLE_UP] = &up;
+        struct lora_patch small = {&module, 0.7f};
+        void *part = merge(&few, &small, 1);
+        assert_memory_equal(part, whole + firsts[i] * LARGE_COLUMNS * 2, few.bytes);
+        free(part);
+    }
+    free(whole);
+    free_large(&large);
+}
+
+static void rotations_of_a_large_tensor_see_all_of_their_rows(void **state)
+{
+    (void)state;
+    struct large large = make_large(5);
+    struct golden_weights blocks = {.dtype = DTYPE_F16};
+    // Blocks of 32 rows, which are no multiple of what the cache holds.
+    struct tensor shape = {.rank = 3, .dims = {LARGE_ROWS / 32, 32, 32}};
+    golden_add(&blocks, "blocks", "blocks", &shape, (struct golden_rule){0.1f, 0});
+    golden_finish(&blocks);
+    const struct tensor *all = tensor_table_at(blocks.table, 0);
+    struct lora_module module = {.family = LORA_OFT, .product = LORA_OFT, .factor = 1.0f};
+    module.operands[LORA_ROLE_BLOCKS] = all;
+    struct lora_patch patch = {&module, 0.7f};
+    const struct tensor *base = tensor_table_at(large.base.table, 0);
+    uint8_t *whole = merge(base, &patch, 1);
+    for (uint64_t block = 0; block < LARGE_ROWS / 32; block += 21) {
+        struct tensor few = rows_of(base, block * 32, 32);
+        struct tensor one = rows_of(all, block, 1);
+        module.operands[LORA_ROLE_BLOCKS] = &one;
+        void *part = merge(&few, &patch, 1);
+        assert_memory_equal(part, whole + block * 32 * LARGE_COLUMNS * 2, few.bytes);
+        free(part);
+    }
+    free(whole);
+    golden_close(&blocks);
+    free_large(&large);
+}
+
+static void dora_of_rows_without_any_length_stays_finite(void **state)
+{
+    (void)state;
+    struct model_description model = lora_model("lg");
+    struct lora *lora = lora_golden_create("dora.safetensors", &model);
+    struct lora_patch patch = {lora_find(lora, MODEL_CLIP_L, V_PROJ), 1};
+    static float zeros[64 * 64];
+    struct tensor base = {
+        .dtype = DTYPE_F32, .rank = 2, .dims = {64, 64}, .data = zeros, .bytes = sizeof zeros};
+    float *merged = merge(&base, &patch, 1);
+    for (uint32_t i = 0; i < 64 * 64; i++) assert_true(isfinite(merged[i]));
+    free(merged);
+    lora_destroy(&lora);
+}
+
 // Of processor time.
 static double seconds(void)
 {
@@ -437,6 +513,9 @@ int main(void)
         cmocka_unit_test(a_strength_of_0_changes_nothing_but_what_is_set),
         cmocka_unit_test(an_alpha_of_0_takes_the_product_away),
         cmocka_unit_test(a_block_that_cannot_be_inverted_is_an_error),
+        cmocka_unit_test(a_tensor_of_many_blocks_gives_the_rows_that_one_block_gives),
+        cmocka_unit_test(rotations_of_a_large_tensor_see_all_of_their_rows),
+        cmocka_unit_test(dora_of_rows_without_any_length_stays_finite),
         cmocka_unit_test(a_long_merge_asks_often_and_stops_when_told),
         cmocka_unit_test(the_speed_of_merging_is_printed),
         cmocka_unit_test(all_halves_convert_as_the_slow_way_does),
