@@ -199,6 +199,21 @@ bool stack_put(struct stack *self, const struct cli_options *options, struct lun
     return put > 0;
 }
 
+void stack_retell(const struct stack *self, char *text, size_t text_bytes)
+{
+    assert(self != NULL);
+    assert(text != NULL);
+    for (uint32_t i = 0; i < self->count; i++) {
+        const struct stack_entry *entry = &self->entries[i];
+        char *at = entry->local ? strstr(text, entry->file.hash) : NULL;
+        char *rest = at != NULL ? strdup(at + strlen(entry->file.hash)) : NULL;
+        if (rest == NULL) continue;
+        size_t room = text_bytes - (size_t)(at - text);
+        snprintf(at, room, "%s%s", entry->said, rest);
+        free(rest);
+    }
+}
+
 json_t *stack_json(const struct stack *self, const luna_TextReply *reply)
 {
     json_t *uses = json_array();

@@ -60,6 +60,10 @@ void stack_fill(const struct stack *self, const struct cli_options *options, lun
 bool stack_put(struct stack *self, const struct cli_options *options, struct luna_client *client,
                enum status *status, struct error *error);
 
+// Puts what was said in place of the hashes that the daemon calls this machine's files by; what
+// does not fit is cut off.
+void stack_retell(const struct stack *self, char *text, size_t text_bytes);
+
 // What the entries did, as an array of objects.
 // Ownership: the caller's.
 json_t *stack_json(const struct stack *self, const luna_TextReply *reply);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "clients/cli/adapter.h"
 
 #define ROOM_BYTES_MAX (UINT64_C(64) << 20)
@@ -17,10 +18,14 @@ struct encoding {
     struct stack stack;           // --lora
 };
 
-static void print_notes(const luna_TextReply *reply)
+static void print_notes(const luna_TextReply *reply, const struct stack *stack)
 {
-    for (uint32_t i = 0; i < reply->notes_count; i++)
-        fprintf(stderr, "luna: note: %s\n", reply->notes[i]);
+    for (uint32_t i = 0; i < reply->notes_count; i++) {
+        char note[sizeof reply->notes[0] + sizeof stack->entries[0].said];
+        text_set(note, sizeof note, reply->notes[i]);
+        stack_retell(stack, note, sizeof note);
+        fprintf(stderr, "luna: note: %s\n", note);
+    }
     if (reply->not_finite_output) fprintf(stderr, "luna: note: the answer holds NaN or infinity\n");
 }
 
@@ -162,11 +167,12 @@ static enum cli_exit run_text(const struct cli_options *options, struct encoding
     enum cli_exit result = cli_open(options, &client);
     if (result != EXIT_DONE) return result;
     if (encode(options, encoding, client, &answer, &error) != STATUS_OK) {
+        stack_retell(&encoding->stack, error.message, sizeof error.message);
         result = cli_error(&error);
         goto done;
     }
     assert(answer != NULL);
-    print_notes(answer->body);
+    print_notes(answer->body, &encoding->stack);
     if (write_encoding(options, &encoding->stack, answer, output, &error) != STATUS_OK)
         result = cli_error(&error);
     else if (options->json)
@@ -239,7 +245,8 @@ enum cli_exit command_tokenize(const struct cli_options *options)
     if (result == EXIT_DONE && cli_call(options, client, &request, &answer, &error) != STATUS_OK)
         result = cli_error(&error);
     if (result == EXIT_DONE) {
-        print_notes(answer->body);
+        const struct stack none = {.count = 0};
+        print_notes(answer->body, &none);
         json_t *encoders = json_object();
         for (const char *letter = "lgh"; *letter != '\0'; letter++) {
             json_t *chunks = chunks_json(answer, *letter);

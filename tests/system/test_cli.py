@@ -257,12 +257,6 @@ def test_tokenize_prints_the_chunks_of_every_encoder(shared):
     assert chunks["l"][0][4] == [49407, 1.0] and chunks["g"][0][4] == [0, 1.0]
 
 
-def test_loras_are_unimplemented_until_they_exist(shared, tmp_path):
-    for words in (["loras"], ["loras", "list"], ["loras", "stats"], ["text", "a", "--lora", "x:0.5"]):
-        done = shared.cli(*words)
-        assert done.returncode == ERROR and error_of(done).startswith("luna: UNIMPLEMENTED: "), words
-
-
 # ---- models
 
 

@@ -123,6 +123,19 @@ def test_what_cannot_be_applied_is_one_line(running, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_said_of_a_file_calls_it_by_its_name(running, tmp_path):
+    unet = {key: array for key, array in make_lora(targets=targets("lg")).items() if "unet" in key}
+    path = write(tmp_path / "unet.safetensors", unet)
+    done = running.cli("text", "a fox", "-o", tmp_path / "x", "--lora", f"{path}:0.5")
+    assert done.returncode == DONE and done.stderr.startswith(b"luna: note: ") and str(path).encode() in done.stderr
+    key = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    wrong = {f"{key}.lora_down.weight": np.zeros((4, 768), "f2"), f"{key}.lora_up.weight": np.zeros((3072, 4), "f2")}
+    path = write(tmp_path / "wrong.safetensors", wrong)
+    done = running.cli("text", "a fox", "-o", tmp_path / "none", "--lora", path)
+    assert done.returncode == ERROR and done.stderr.startswith(b"luna: INVALID_ARGUMENT: "), done
+    assert str(path).encode() in done.stderr and key.encode() in done.stderr
+
+
 def test_files_that_are_no_adapters_are_refused_here_or_there(running, tmp_path):
     (tmp_path / "text.safetensors").write_bytes(b"not a file of tensors")
     done = running.cli("loras", "put", tmp_path / "text.safetensors")

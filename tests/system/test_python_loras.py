@@ -255,11 +255,13 @@ def test_a_stack_that_is_too_long_is_refused(daemon):
         daemon.encode_text(PROMPT, model="demo", loras=["ink"] * 9)
 
 
-def test_shapes_of_another_model_are_named(daemon):
+def test_shapes_of_another_model_are_named(daemon, tmp_path):
     key = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     wrong = {f"{key}.lora_down.weight": np.zeros((4, 768), "f2"), f"{key}.lora_up.weight": np.zeros((3072, 4), "f2")}
     with pytest.raises(luna.InvalidArgument, match=f"{key}|768"):
         daemon.encode_text(PROMPT, model="demo", loras=[wrong])
+    with pytest.raises(luna.InvalidArgument, match="wrong.safetensors"):
+        daemon.encode_text(PROMPT, model="demo", loras=[write(tmp_path / "wrong.safetensors", wrong)])
 
 
 def test_an_adapter_without_a_text_encoder_is_said_and_applied_to_nothing(daemon):

@@ -192,16 +192,34 @@ def encode(make_request, entries, one_shot, piece_bytes):
             entry.message.reference = yield entry.source.hash
     messages = [entry.message for entry in entries]
     try:
-        return (yield make_request(messages, []))
-    except errors.NotFound:
-        if not any(entry.source or entry.maybe for entry in entries):
-            raise
+        try:
+            return _retold((yield make_request(messages, [])), entries)
+        except errors.NotFound:
+            if not any(entry.source or entry.maybe for entry in entries):
+                raise
+        for entry in entries:
+            entry.source = entry.source or entry.maybe
+            if entry.source is not None:
+                lora, _ = yield from put(entry.source, None, None, piece_bytes)
+                entry.message.reference = lora.hash
+        return _retold((yield make_request(messages, [])), entries)
+    except errors.Error as error:
+        error.message = _retell(error.message, entries)
+        error.args = (error.message,)
+        raise
+
+
+def _retell(text, entries):
+    """A message of the daemon with the names of this machine's files in place of their hashes."""
     for entry in entries:
-        entry.source = entry.source or entry.maybe
-        if entry.source is not None:
-            lora, _ = yield from put(entry.source, None, None, piece_bytes)
-            entry.message.reference = lora.hash
-    return (yield make_request(messages, []))
+        if isinstance(entry.source, File) and entry.message.reference:
+            text = text.replace(entry.message.reference, os.path.basename(entry.source.path))
+    return text
+
+
+def _retold(result, entries):
+    result.notes = [_retell(note, entries) for note in result.notes]
+    return result
 
 
 def _encode_one_shot(make_request, entries):
