@@ -237,23 +237,25 @@ def raw(client):
 
 
 def resident_bytes(pid):
-    fields = (pathlib.Path(f"/proc/{pid}") / "smaps_rollup").read_text()
-    return sum(int(line.split()[1]) << 10 for line in fields.splitlines()
-               if line.startswith(("Anonymous:", "Shared_Dirty:", "Private_Dirty:")))
+    status = (pathlib.Path(f"/proc/{pid}") / "status").read_text()
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def check_memory_stays(daemon, warm, total):
+    """Returns what core and executor hold at the end, by what they held after the first `warm`."""
     client = daemon.connect()
     pids = (daemon.core_pid, daemon.executor_pid)
+    for _ in range(100):  # the router keeps its last 1,024 answers for those who ask again
+        encode(client, [])
     before = None
     for i in range(total):
         if i == warm:
-            before = [resident_bytes(pid) for pid in pids]
+            before = sum(resident_bytes(pid) for pid in pids)
         encode(client, [(adapter(i), 0.5)], one_shot=True)
-    after = [resident_bytes(pid) for pid in pids]
+    after = sum(resident_bytes(pid) for pid in pids)
     stats = client.lora_stats()
     assert stats["one_shots"] == total and stats["uploads"] == 0
-    return [b / a for a, b in zip(before, after)]
+    return after / before
 
 
 def test_a_hundred_one_shots_leave_nothing_in_the_books(start):
@@ -267,8 +269,7 @@ def test_a_hundred_one_shots_leave_nothing_in_the_books(start):
 @pytest.mark.slow
 @pytest.mark.release
 def test_ten_thousand_one_shots_leave_the_memory_as_it_was(start):
-    for ratio in check_memory_stays(start(), 1000, 10000):
-        assert 0.99 <= ratio <= 1.01
+    assert 0.99 <= check_memory_stays(start(), 1000, 10000) <= 1.01
 
 
 # ---- the cache of encodings
@@ -323,8 +324,14 @@ def test_a_model_that_was_unloaded_takes_its_answers_along(start):
     client = daemon.connect()
     first = encode(client, [])
     assert encode(client, []).cached
-    daemon.wait_workers("text", 0, model="sdxl")
-    client.unload_model("sdxl")
+
+    def unload():
+        try:
+            return client.unload_model("sdxl")
+        except luna.FailedPrecondition:  # its worker has not retired yet
+            return None
+
+    wait_until(unload, 20, "the model is unloaded")
     again = encode(client, [])
     assert not again.cached and same(first, again)
 
