@@ -48,7 +48,8 @@ static void reject(struct fit *self, const struct tensor *tensor, const char *ne
 {
     char has[SHAPE_BYTES];
     char whole[SHAPE_BYTES];
-    const uint64_t dims[] = {self->shape->rows, self->shape->columns};
+    const uint64_t dims[TENSOR_RANK_MAX] = {self->shape->rows, self->shape->columns};
+    assert(self->shape->rank <= 2);
     if (self->status != STATUS_OK) return;
     self->status =
         error_set(self->error, STATUS_INVALID_ARGUMENT,
@@ -75,7 +76,7 @@ static void need_matrix(struct fit *self, const struct tensor *tensor, uint64_t 
                         uint64_t columns)
 {
     char needed[SHAPE_BYTES];
-    const uint64_t dims[] = {rows, columns};
+    const uint64_t dims[TENSOR_RANK_MAX] = {rows, columns};
     if (is_matrix(tensor, rows, columns)) return;
     reject(self, tensor, shape_text(dims, 2, needed));
 }
@@ -166,10 +167,9 @@ static void fit_lokr(struct fit *self)
     uint64_t a = need_dim(self, left, 0);
     uint64_t b = need_dim(self, right, 1);
     const struct lora_shape *shape = self->shape;
-    if (self->status == STATUS_OK && (shape->rows % a != 0 || shape->columns % b != 0)) {
-        reject(self, left, "one whose dims divide it");
-    }
-    if (self->status != STATUS_OK) return;
+    bool divides = a > 0 && b > 0 && shape->rows % a == 0 && shape->columns % b == 0;
+    if (!divides) reject(self, left, "one whose dims divide it");
+    if (!divides || self->status != STATUS_OK) return;
     if (whole == NULL) {
         fit_factors(self, first_factors, a, b);
         self->rank = need_rank(self, right, 0);
@@ -247,7 +247,7 @@ static void fit_rotation(struct fit *self)
 static void fit_difference(struct fit *self)
 {
     char needed[SHAPE_BYTES];
-    const uint64_t dims[] = {self->shape->rows, self->shape->columns};
+    const uint64_t dims[TENSOR_RANK_MAX] = {self->shape->rows, self->shape->columns};
     const struct tensor *diff = operand(self, LORA_ROLE_DIFF);
     bool same = diff->rank == self->shape->rank && diff->dims[0] == dims[0];
     if (same && diff->rank == 2) same = diff->dims[1] == dims[1];
@@ -294,7 +294,7 @@ static void read_alpha(struct fit *self, struct lora_module *out)
 static void check_reshape(struct fit *self)
 {
     const struct tensor *reshape = self->choice->reshape;
-    const uint64_t dims[] = {self->shape->rows, self->shape->columns};
+    const uint64_t dims[TENSOR_RANK_MAX] = {self->shape->rows, self->shape->columns};
     if (reshape == NULL || self->status != STATUS_OK) return;
     bool same = reshape->rank == 1 && reshape->dims[0] == self->shape->rank;
     for (uint32_t i = 0; i < self->shape->rank && same; i++) {

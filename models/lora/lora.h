@@ -175,8 +175,8 @@ struct lora_stop {
 //
 // As in ComfyUI the strength of OFT and BOFT counts twice, inside the rotation and outside;
 // set_weight replaces whatever the strength; DoRA of rows takes the norms of the tensor as it was
-// before the patch. Needs 8 bytes an element beside out where rows mix (OFT, BOFT, DoRA of
-// columns), little else.
+// before the patch. Beside out it needs 12 bytes an element where rows mix (DoRA of columns, OFT;
+// BOFT 16), else little more than the adapter in fp32.
 // Errors:    CANCELLED; RESOURCE_EXHAUSTED; INVALID_ARGUMENT for a singular OFT block.
 // Thread:    any.
 enum status lora_merge(const struct tensor *base, const struct lora_patch *patches, uint32_t count,

@@ -122,6 +122,7 @@ struct matrix rotation_create(struct work *work, const struct lora_patch *patch)
 
     uint64_t size = out.columns;
     uint64_t area = size * size;
+    assert(size > 0);
     struct equation equation = {malloc(area * sizeof(double)), malloc(area * sizeof(double)), size};
     if (equation.left == NULL || equation.right == NULL) {
         work_fail(work, STATUS_RESOURCE_EXHAUSTED, "no memory for \"%s\"", tensor->name);
