@@ -186,6 +186,12 @@ bool residents_evict_one(struct residents *self)
     return false;
 }
 
+void residents_make_room(struct residents *self, uint64_t bytes, uint64_t bytes_max)
+{
+    assert(self != NULL);
+    while (self->bytes + bytes > bytes_max && residents_evict_one(self)) continue;
+}
+
 struct resident *residents_newest(struct residents *self)
 {
     assert(self != NULL);

@@ -74,6 +74,9 @@ void residents_doom(struct residents *self, struct resident *resident);
 // Ends the one that nobody used for the longest time; false when all are used.
 bool residents_evict_one(struct residents *self);
 
+// Ends as many as it takes for so many more bytes to stay below a bound, as far as that goes.
+void residents_make_room(struct residents *self, uint64_t bytes, uint64_t bytes_max);
+
 // The one of last use, and so on by older; NULL when there is none.
 struct resident *residents_newest(struct residents *self);
 

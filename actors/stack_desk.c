@@ -1,67 +1,12 @@
 // stack_desk.c - questions in order of arrival, two tables of residents, two orders at most.
 //
-// Whatever happens ends in turn(), which looks at every question that has no answer yet, oldest
-// first, and takes it as far as it goes. Nothing that a call in the middle of it does can free what
-// a question holds: it has a use of each.
+// Whatever happens ends in stack_desk_turn (stack_turn.c).
 
-#include "actors/stack_desk.h"
+#include "actors/stack_desk_state.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "actors/residents.h"
-
-enum want_state {
-    WANT_ADAPTERS,  // some are not there
-    WANT_LINE,      // needs a merged copy
-    WANT_MERGING,   // it is being made
-    WANT_GRANTED,   // the job has its stack
-};
-
-// A question and what it holds.
-struct want {
-    struct want *next;                     // in order of arrival
-    uint64_t number;                       // grows
-    uint64_t worker, job;                  // whose
-    const struct text_model *model;        // see struct stack_question
-    enum want_state state;                 // see above
-    struct resident *adapters[STACK_MAX];  // one use each; NULL where nothing is to be fetched
-    struct resident *merged;               // one use; NULL before
-    struct text_stack *functional;         // owned; NULL for a merged one
-    uint32_t count;                        // of entries
-    luna_StackEntry entries[];             // as asked
-};
-
-// The value of a resident of the table of copies.
-struct merged_copy {
-    struct text_stack *stack;  // owned
-    struct stack_desk *desk;   // whose adapters it holds
-    uint32_t count;            // of parts
-    struct resident *parts[];  // one use each
-};
-
-// One adapter of a merged copy, in the key of the copy.
-struct key_part {
-    uint8_t hash[32];
-    float strength_l, strength_g;
-};
-_Static_assert(sizeof(struct key_part) == 40, "no padding in a key");
-
-struct stack_desk {
-    struct stack_limits limits;            // fixed at creation
-    const struct stack_desk_calls *calls;  // the owner's
-    void *context;                         // handed to them
-    struct want *wants;                    // oldest first
-    uint64_t wants_seen;                   // number of the last one
-    struct residents *adapters;            // values: struct text_adapter
-    struct residents *copies;              // values: struct merged_copy
-    struct resident *fetching;             // the order that is out; one use
-    struct resident *merging;              // likewise
-    struct merged_copy *unborn;            // of merging: the parts it holds already
-    bool stop_sent;                        // of merging
-    bool turning;                          // turn() is on the stack
-};
 
 void stack_desk_check(const struct stack_desk *self)
 {
@@ -93,7 +38,7 @@ static void end_adapter(void *context, void *value)
     self->calls->end_adapter(value);
 }
 
-static void drop_copy(struct merged_copy *copy)
+void stack_desk_drop_copy(struct merged_copy *copy)
 {
     struct stack_desk *desk = copy->desk;
     if (copy->stack != NULL) desk->calls->end_stack(copy->stack);
@@ -104,7 +49,7 @@ static void drop_copy(struct merged_copy *copy)
 static void end_copy(void *context, void *value)
 {
     (void)context;
-    drop_copy(value);
+    stack_desk_drop_copy(value);
 }
 
 enum status stack_desk_create(struct stack_desk **out, const struct stack_limits *limits,
@@ -129,7 +74,7 @@ enum status stack_desk_create(struct stack_desk **out, const struct stack_limits
     return STATUS_OK;
 }
 
-static void tell_books(struct stack_desk *self)
+void stack_desk_tell_books(struct stack_desk *self)
 {
     self->calls->book(self->context, residents_bytes(self->adapters),
                       residents_bytes(self->copies));
@@ -159,7 +104,7 @@ void stack_desk_destroy(struct stack_desk **self_p)
     if (self->merging != NULL) {  // the orders' own uses
         self->merging->state = RESIDENT_WANTED;
         residents_release(self->copies, self->merging);
-        drop_copy(self->unborn);
+        stack_desk_drop_copy(self->unborn);
     }
     if (self->fetching != NULL) {
         self->fetching->state = RESIDENT_WANTED;
@@ -171,75 +116,12 @@ void stack_desk_destroy(struct stack_desk **self_p)
     *self_p = NULL;
 }
 
-// ---- grants
-
-// True for an entry that changes something.
-static bool counts(const struct want *want, uint32_t entry)
-{
-    const luna_StackEntry *asked = &want->entries[entry];
-    bool some = asked->strength_l != 0.0f || asked->strength_g != 0.0f;
-    return want->adapters[entry] != NULL && some;
-}
-
-static void grant(struct stack_desk *self, struct want *want)
-{
-    struct stack_grant answer = {.worker = want->worker,
-                                 .job = want->job,
-                                 .entry = UINT32_MAX,
-                                 .stack = want->functional,
-                                 .count = want->count};
-    if (want->merged != NULL) {
-        const struct merged_copy *copy = want->merged->value;
-        answer.stack = copy->stack;
-        answer.merged = true;
-    }
-    uint32_t place = 0;
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (want->adapters[i] != NULL) answer.adapters[i] = want->adapters[i]->value;
-        answer.places[i] = counts(want, i) ? place++ : UINT32_MAX;
-    }
-    want->state = WANT_GRANTED;
-    self->calls->grant(self->context, &answer);
-}
-
-static void remove_want(struct stack_desk *self, struct want *want)
+void stack_desk_remove(struct stack_desk *self, struct want *want)
 {
     struct want **link = &self->wants;
     while (*link != want) link = &(*link)->next;
     *link = want->next;
     end_want(self, want);
-}
-
-// Answers a question with an error and forgets it.
-static void refuse(struct stack_desk *self, struct want *want, uint32_t entry,
-                   const struct error *error, uint64_t needs_bytes)
-{
-    assert(error->status != STATUS_OK);
-    struct stack_grant answer = {.worker = want->worker,
-                                 .job = want->job,
-                                 .error = *error,
-                                 .needs_bytes = needs_bytes,
-                                 .entry = entry,
-                                 .count = want->count};
-    remove_want(self, want);
-    self->calls->grant(self->context, &answer);
-}
-
-static void lack_memory(struct stack_desk *self, struct want *want, uint32_t entry, uint64_t bytes)
-{
-    struct error error;
-    error_set(&error, STATUS_RESOURCE_EXHAUSTED, "%lu MiB of memory are not free for it",
-              (unsigned long)(bytes >> 20));
-    error.retry_after_ms = 1000;
-    refuse(self, want, entry, &error, bytes > 0 ? bytes : 1);
-}
-
-// ---- adapters
-
-// Makes room below the limit, as far as it goes without taking from anybody.
-static void make_room(struct residents *table, uint64_t bytes, uint64_t bytes_max)
-{
-    while (residents_bytes(table) + bytes > bytes_max && residents_evict_one(table)) continue;
 }
 
 // The entry of a question that holds this adapter first.
@@ -248,209 +130,6 @@ static uint32_t entry_of(const struct want *want, const struct resident *adapter
     uint32_t i = 0;
     while (i < want->count && want->adapters[i] != adapter) i += 1;
     return i < want->count ? i : UINT32_MAX;
-}
-
-static void start_fetch(struct stack_desk *self, struct want *want, uint32_t entry)
-{
-    struct resident *adapter = want->adapters[entry];
-    uint64_t bytes = want->entries[entry].bytes;
-    make_room(self->adapters, bytes, self->limits.adapter_bytes);
-    if (!self->calls->admit(self->context, bytes)) {
-        lack_memory(self, want, entry, bytes);
-        return;
-    }
-    adapter->state = RESIDENT_MAKING;
-    adapter->mark = self->wants_seen;
-    residents_weigh(self->adapters, adapter, bytes);
-    residents_hold(self->adapters, adapter);
-    self->fetching = adapter;
-    tell_books(self);
-    struct stack_fetch order = {.model = want->model};
-    memcpy(order.hash.value, adapter->key, sizeof order.hash.value);
-    self->calls->fetch(self->context, &order);
-}
-
-// True when every adapter of the question is there and as it was when it was read.
-static bool has_adapters(struct stack_desk *self, struct want *want)
-{
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (want->adapters[i] == NULL || want->adapters[i]->state == RESIDENT_READY) continue;
-        if (want->adapters[i]->state == RESIDENT_WANTED && self->fetching == NULL)
-            start_fetch(self, want, i);
-        return false;
-    }
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (want->adapters[i] == NULL || self->calls->unchanged(want->adapters[i]->value)) continue;
-        struct error error;
-        error_set(&error, STATUS_FAILED_PRECONDITION, "its file was changed while it was in use");
-        residents_doom(self->adapters, want->adapters[i]);
-        refuse(self, want, i, &error, 0);
-        return false;
-    }
-    return true;
-}
-
-// ---- stacks
-
-// The entries that count, as models/text wants them.
-static void fill_order(const struct want *want, struct stack_merge *order)
-{
-    order->model = want->model;
-    order->count = 0;
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (!counts(want, i)) continue;
-        struct text_stack_entry *entry = &order->entries[order->count];
-        *entry = (struct text_stack_entry){.adapter = want->adapters[i]->value};
-        entry->strength[MODEL_CLIP_L] = want->entries[i].strength_l;
-        entry->strength[MODEL_CLIP_H] = want->entries[i].strength_l;
-        entry->strength[MODEL_CLIP_G] = want->entries[i].strength_g;
-        order->count += 1;
-    }
-}
-
-static struct bytes fill_key(const struct want *want, struct key_part key[STACK_MAX])
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (!counts(want, i)) continue;
-        key[count] = (struct key_part){.strength_l = want->entries[i].strength_l,
-                                       .strength_g = want->entries[i].strength_g};
-        memcpy(key[count].hash, want->adapters[i]->key, sizeof key[count].hash);
-        count += 1;
-    }
-    return (struct bytes){.data = key, .size = count * sizeof key[0]};
-}
-
-// The copy that will be: it holds its adapters from now on.
-static struct merged_copy *start_copy(struct stack_desk *self, const struct want *want)
-{
-    struct merged_copy *copy = malloc(sizeof *copy + want->count * sizeof copy->parts[0]);
-    if (copy == NULL) return NULL;
-    *copy = (struct merged_copy){.desk = self};
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (!counts(want, i)) continue;
-        copy->parts[copy->count] = want->adapters[i];
-        copy->count += 1;
-        residents_hold(self->adapters, want->adapters[i]);
-    }
-    return copy;
-}
-
-static bool is_one_shot(const struct want *want)
-{
-    for (uint32_t i = 0; i < want->count; i++) {
-        if (want->entries[i].one_shot && counts(want, i)) return true;
-    }
-    return false;
-}
-
-static void start_merge(struct stack_desk *self, struct want *want, struct bytes key,
-                        const struct stack_merge *order, uint64_t bytes)
-{
-    self->unborn = start_copy(self, want);
-    struct resident *copy =
-        self->unborn != NULL ? residents_add(self->copies, want->model, key) : NULL;
-    if (copy == NULL) {
-        if (self->unborn != NULL) drop_copy(self->unborn);
-        self->unborn = NULL;
-        lack_memory(self, want, UINT32_MAX, bytes);
-        return;
-    }
-    copy->state = RESIDENT_MAKING;
-    copy->keep = !is_one_shot(want);
-    residents_weigh(self->copies, copy, bytes);
-    residents_hold(self->copies, copy);  // the order's own use
-    self->merging = copy;
-    self->stop_sent = false;
-    want->merged = copy;
-    want->state = WANT_MERGING;
-    tell_books(self);
-    self->calls->merge(self->context, order);
-}
-
-// The first in line: makes its copy, if there is room for it. False: it waits, and so do those
-// behind it.
-static bool make_copy(struct stack_desk *self, struct want *want, struct bytes key)
-{
-    struct stack_merge order;
-    struct error error;
-    if (self->merging != NULL) return false;
-    fill_order(want, &order);
-    uint64_t bytes = self->calls->merged_bytes(order.model, order.entries, order.count);
-    if (bytes > self->limits.merged_bytes) {
-        error_set(&error, STATUS_RESOURCE_EXHAUSTED,
-                  "the merged copy of this stack has %lu bytes, lora.merged_limit_mb allows %lu",
-                  (unsigned long)bytes, (unsigned long)self->limits.merged_bytes);
-        refuse(self, want, UINT32_MAX, &error, 0);
-        return true;
-    }
-    make_room(self->copies, bytes, self->limits.merged_bytes);
-    if (residents_bytes(self->copies) + bytes > self->limits.merged_bytes) return false;
-    if (self->calls->admit(self->context, bytes))
-        start_merge(self, want, key, &order, bytes);
-    else
-        lack_memory(self, want, UINT32_MAX, bytes);
-    return true;
-}
-
-// Takes a question that needs a merged copy one step on. blocked: somebody before it waits for
-// room.
-static bool stand_in_line(struct stack_desk *self, struct want *want, bool blocked)
-{
-    struct key_part parts[STACK_MAX];
-    const struct bytes key = fill_key(want, parts);
-    struct resident *copy = residents_find(self->copies, want->model, key);
-    if (copy == NULL || blocked) return !blocked && make_copy(self, want, key);
-    residents_hold(self->copies, copy);
-    copy->keep |= !is_one_shot(want);
-    want->merged = copy;
-    if (copy->state == RESIDENT_READY)
-        grant(self, want);
-    else
-        want->state = WANT_MERGING;
-    return true;
-}
-
-static void apply(struct stack_desk *self, struct want *want, const struct stack_merge *order)
-{
-    struct error error;
-    if (self->calls->apply(&want->functional, order, &error) == STATUS_OK)
-        grant(self, want);
-    else
-        refuse(self, want, UINT32_MAX, &error, 0);
-}
-
-// All adapters are there: which way?
-static void choose_way(struct stack_desk *self, struct want *want)
-{
-    struct stack_merge order;
-    fill_order(want, &order);
-    if (order.count == 0)
-        grant(self, want);
-    else if (self->limits.merged || self->calls->must_merge(order.entries, order.count))
-        want->state = WANT_LINE;
-    else
-        apply(self, want, &order);
-}
-
-static void turn(struct stack_desk *self)
-{
-    if (self->turning) return;
-    self->turning = true;
-    bool blocked = false;
-    struct want *next = NULL;
-    for (struct want *want = self->wants; want != NULL; want = next) {
-        next = want->next;
-        if (want->state == WANT_ADAPTERS && has_adapters(self, want)) choose_way(self, want);
-    }
-    for (struct want *want = self->wants; want != NULL; want = next) {
-        next = want->next;
-        if (want->state != WANT_LINE) continue;
-        bool busy = self->merging != NULL;  // then it waits for that, and takes no room from others
-        if (!stand_in_line(self, want, blocked)) blocked |= !busy;
-    }
-    self->turning = false;
-    tell_books(self);
 }
 
 // ---- questions
@@ -495,7 +174,7 @@ enum status stack_desk_ask(struct stack_desk *self, const struct stack_question 
     struct want **link = &self->wants;
     while (*link != NULL) link = &(*link)->next;
     *link = want;
-    turn(self);
+    stack_desk_turn(self);
     return STATUS_OK;
 }
 
@@ -513,9 +192,9 @@ void stack_desk_give_back(struct stack_desk *self, uint64_t worker, uint64_t job
     struct want *want = self->wants;
     while (want != NULL && (want->worker != worker || want->job != job)) want = want->next;
     if (want == NULL) return;
-    remove_want(self, want);
+    stack_desk_remove(self, want);
     stop_unwanted(self);
-    turn(self);
+    stack_desk_turn(self);
 }
 
 void stack_desk_forget_worker(struct stack_desk *self, uint64_t worker)
@@ -524,10 +203,10 @@ void stack_desk_forget_worker(struct stack_desk *self, uint64_t worker)
     struct want *next = NULL;
     for (struct want *want = self->wants; want != NULL; want = next) {
         next = want->next;
-        if (want->worker == worker) remove_want(self, want);
+        if (want->worker == worker) stack_desk_remove(self, want);
     }
     stop_unwanted(self);
-    turn(self);
+    stack_desk_turn(self);
 }
 
 bool stack_desk_waits(const struct stack_desk *self, uint64_t worker)
@@ -549,7 +228,7 @@ static void fail_fetch(struct stack_desk *self, struct resident *adapter, const 
         next = want->next;
         uint32_t entry = entry_of(want, adapter);
         if (entry == UINT32_MAX || want->number > adapter->mark) continue;
-        refuse(self, want, entry, error, 0);
+        stack_desk_refuse(self, want, entry, error, 0);
     }
 }
 
@@ -568,8 +247,8 @@ void stack_desk_fetched(struct stack_desk *self, struct text_adapter *value, uin
         fail_fetch(self, adapter, error);
     }
     residents_release(self->adapters, adapter);  // the order's own use
-    make_room(self->adapters, 0, self->limits.adapter_bytes);
-    turn(self);
+    residents_make_room(self->adapters, 0, self->limits.adapter_bytes);
+    stack_desk_turn(self);
 }
 
 // Those who wait for a copy that will not be: refused, or (it was only stopped) in line again.
@@ -580,7 +259,7 @@ static void fail_merge(struct stack_desk *self, struct resident *copy, const str
         next = want->next;
         if (want->merged != copy) continue;
         if (error->status != STATUS_CANCELLED) {
-            refuse(self, want, UINT32_MAX, error, 0);
+            stack_desk_refuse(self, want, UINT32_MAX, error, 0);
             continue;
         }
         want->merged = NULL;
@@ -592,7 +271,7 @@ static void fail_merge(struct stack_desk *self, struct resident *copy, const str
 static void grant_merged(struct stack_desk *self, const struct resident *copy)
 {
     for (struct want *want = self->wants; want != NULL; want = want->next) {
-        if (want->merged == copy && want->state == WANT_MERGING) grant(self, want);
+        if (want->merged == copy && want->state == WANT_MERGING) stack_desk_grant(self, want);
     }
 }
 
@@ -614,10 +293,10 @@ void stack_desk_merged(struct stack_desk *self, struct text_stack *stack, uint64
         copy->state = RESIDENT_WANTED;
         residents_weigh(self->copies, copy, 0);
         fail_merge(self, copy, error);
-        drop_copy(value);
+        stack_desk_drop_copy(value);
     }
     residents_release(self->copies, copy);  // the order's own use
-    turn(self);
+    stack_desk_turn(self);
 }
 
 // ---- what goes
@@ -643,14 +322,14 @@ void stack_desk_drop(struct stack_desk *self, const struct hash *hash)
         if (memcmp(at->key, hash->value, sizeof hash->value) == 0)
             residents_doom(self->adapters, at);
     }
-    turn(self);
+    stack_desk_turn(self);
 }
 
 bool stack_desk_evict_one(struct stack_desk *self)
 {
     assert(self != NULL);
     bool gone = residents_evict_one(self->copies) || residents_evict_one(self->adapters);
-    if (gone) tell_books(self);
+    if (gone) stack_desk_tell_books(self);
     return gone;
 }
 
@@ -681,7 +360,7 @@ bool stack_desk_forget_model(struct stack_desk *self, const struct text_model *m
     doom_all(self->copies, model);  // which lets go of adapters
     if (!is_idle(self->adapters, model)) return false;
     doom_all(self->adapters, model);
-    tell_books(self);
+    stack_desk_tell_books(self);
     return true;
 }
 
