@@ -25,6 +25,8 @@ enum status device_open(struct device **out, const struct device_options *option
                             struct error *error);
     } classes[] = {{"cpu", cpu_device_open},
                    {"cpu:plain", cpu_device_open},
+                   {"cpu:wide", cpu_device_open},
+                   {"cpu:avx512", cpu_device_open},
                    {"reference", reference_device_open}};
     static const struct {
         const char *prefix;

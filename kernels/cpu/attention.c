@@ -29,8 +29,8 @@ uint64_t cpu_attention_workspace_bytes(const struct attention *op)
            sizeof(float);
 }
 
-uint32_t cpu_attention_launches_with(const struct cpu_compute *compute, const struct operation *op,
-                                     struct cpu_launch out[CPU_LAUNCHES_MAX])
+uint32_t cpu_attention_launches(const struct cpu_compute *compute, const struct operation *op,
+                                struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
     assert(op->kind == OPERATION_ATTENTION);
     const struct attention *self = &op->attention;

@@ -23,6 +23,17 @@ const struct cpu_compute *cpu_compute_best(void)
     return &cpu_compute_portable;
 }
 
+bool cpu_has_avx512(void)
+{
+#if defined(__x86_64__)
+    return cpu_compute_best() == &cpu_compute_avx2 && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq");
+#else
+    return false;
+#endif
+}
+
 uint64_t cpu_workspace_bytes(const struct device *device, const struct operation *op)
 {
     assert(device != 0);
@@ -39,18 +50,19 @@ uint64_t cpu_workspace_bytes(const struct device *device, const struct operation
     }
 }
 
-uint32_t cpu_linear_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+uint32_t cpu_launches(const struct cpu_compute *compute, const struct operation *op,
+                      struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
-    return cpu_linear_launches_with(cpu_compute_best(), op, out);
-}
-
-uint32_t cpu_convolution_launches(const struct operation *op,
-                                  struct cpu_launch out[CPU_LAUNCHES_MAX])
-{
-    return cpu_convolution_launches_with(cpu_compute_best(), op, out);
-}
-
-uint32_t cpu_attention_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
-{
-    return cpu_attention_launches_with(cpu_compute_best(), op, out);
+    assert(compute != 0);
+    assert(op != 0);
+    switch (op->kind) {
+    case OPERATION_CONVOLUTION:
+        return cpu_convolution_launches(compute, op, out);
+    case OPERATION_LINEAR:
+        return cpu_linear_launches(compute, op, out);
+    case OPERATION_ATTENTION:
+        return cpu_attention_launches(compute, op, out);
+    default:
+        return cpu_simple_launches(compute, op, out);
+    }
 }

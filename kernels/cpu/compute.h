@@ -19,7 +19,7 @@
 
 // One compilation of the item functions; each is the run of a launch.
 struct cpu_compute {
-    const char *name;  // "AVX2", "portable"
+    const char *name;  // "AVX2", "portable", "wide", "AVX-512"
     void (*linear_pack)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*linear_down)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*linear_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);
@@ -33,26 +33,38 @@ struct cpu_compute {
     void (*winograd_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*attention_pack)(const struct operation *, const struct cpu_run *, uint32_t, void *);
     void (*attention_multiply)(const struct operation *, const struct cpu_run *, uint32_t, void *);
+    void (*layer_norm)(const struct operation *, const struct cpu_run *, uint32_t, void *);
 };
 
 extern const struct cpu_compute cpu_compute_portable;
 #if defined(__x86_64__)
 extern const struct cpu_compute cpu_compute_avx2;
+extern const struct cpu_compute cpu_compute_wide;
+extern const struct cpu_compute cpu_compute_avx512;
 #endif
 
 // The best compilation that this processor runs.
 // Thread:    any.
 const struct cpu_compute *cpu_compute_best(void);
 
-// As the functions of launch.h without _with, for a given compilation.
+// True when this processor runs AVX-512 as compute_avx512.c is compiled.
 // Thread:    any.
-uint32_t cpu_linear_launches_with(const struct cpu_compute *compute, const struct operation *op,
+bool cpu_has_avx512(void);
+
+// Each writes the launches of its operation, in order, and returns how many. They allocate nothing.
+// Thread:    any.
+uint32_t cpu_linear_launches(const struct cpu_compute *compute, const struct operation *op,
+                             struct cpu_launch out[CPU_LAUNCHES_MAX]);
+uint32_t cpu_convolution_launches(const struct cpu_compute *compute, const struct operation *op,
                                   struct cpu_launch out[CPU_LAUNCHES_MAX]);
-uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
-                                       const struct operation *op,
-                                       struct cpu_launch out[CPU_LAUNCHES_MAX]);
-uint32_t cpu_attention_launches_with(const struct cpu_compute *compute, const struct operation *op,
-                                     struct cpu_launch out[CPU_LAUNCHES_MAX]);
+uint32_t cpu_attention_launches(const struct cpu_compute *compute, const struct operation *op,
+                                struct cpu_launch out[CPU_LAUNCHES_MAX]);
+// Layer norm, embedding, gather, store, pixels, latents, clear, blend: what only moves memory.
+uint32_t cpu_simple_launches(const struct cpu_compute *compute, const struct operation *op,
+                             struct cpu_launch out[CPU_LAUNCHES_MAX]);
+// Any of them.
+uint32_t cpu_launches(const struct cpu_compute *compute, const struct operation *op,
+                      struct cpu_launch out[CPU_LAUNCHES_MAX]);
 
 // Their shares of cpu_workspace_bytes.
 // Thread:    any.

@@ -169,9 +169,8 @@ uint64_t cpu_convolution_workspace_bytes(const struct convolution *op)
     return cpu_convolution_plan(op).workspace_bytes;
 }
 
-uint32_t cpu_convolution_launches_with(const struct cpu_compute *compute,
-                                       const struct operation *op,
-                                       struct cpu_launch out[CPU_LAUNCHES_MAX])
+uint32_t cpu_convolution_launches(const struct cpu_compute *compute, const struct operation *op,
+                                  struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
     assert(op->kind == OPERATION_CONVOLUTION);
     const struct convolution *self = &op->convolution;

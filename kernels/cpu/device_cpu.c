@@ -1,9 +1,12 @@
-// device_cpu.c - the devices "cpu" and "cpu:plain": a pool of threads, and lanes that hand it jobs.
+// device_cpu.c - the devices "cpu" and "cpu:...": a pool of threads, and lanes that hand it jobs.
 //
-// "cpu" runs the best compilation of the kernels that the processor has; "cpu:plain" runs the
-// portable one, which "cpu" falls back to where AVX2, FMA or F16C is missing, so that people and
-// tests can see what that machine would do. Both are one class, they differ in the function that
-// turns operations into launches.
+//     cpu           the best compilation of the kernels that the processor has and that was proven
+//     cpu:plain     the portable one, which "cpu" falls back to where AVX2, FMA or F16C is missing,
+//                   so that people and tests can see what that machine would do
+//     cpu:wide      the one of AVX-512, lowered to AVX2: for tests
+//     cpu:avx512    the one of AVX-512
+//
+// All are one class, they differ in the function that turns operations into launches.
 
 #include <assert.h>
 #include <sched.h>
@@ -28,7 +31,7 @@
 struct cpu_device {
     struct device base;       // what every device has
     struct pool *pool;        // its threads
-    pool_launches *launches;  // best or portable
+    pool_launches *launches;  // of its compilation
 };
 
 struct cpu_lane {
@@ -47,24 +50,54 @@ static struct cpu_device *device_of(const struct lane *lane)
 // ---------------------------------------------------------------------------------------------
 // Operations
 
-static uint32_t launches_with(const struct cpu_compute *compute, const struct operation *op,
-                              struct cpu_launch out[CPU_LAUNCHES_MAX])
-{
-    if (op->kind == OPERATION_CONVOLUTION) return cpu_convolution_launches_with(compute, op, out);
-    if (op->kind == OPERATION_LINEAR) return cpu_linear_launches_with(compute, op, out);
-    if (op->kind == OPERATION_ATTENTION) return cpu_attention_launches_with(compute, op, out);
-    return cpu_simple_launches(op, out);
-}
-
-static uint32_t best_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
-{
-    return launches_with(cpu_compute_best(), op, out);
-}
-
 static uint32_t portable_launches(const struct operation *op,
                                   struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
-    return launches_with(&cpu_compute_portable, op, out);
+    return cpu_launches(&cpu_compute_portable, op, out);
+}
+
+#if defined(__x86_64__)
+
+static uint32_t avx2_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_launches(&cpu_compute_avx2, op, out);
+}
+
+static uint32_t wide_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_launches(&cpu_compute_wide, op, out);
+}
+
+static uint32_t avx512_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+{
+    return cpu_launches(&cpu_compute_avx512, op, out);
+}
+
+#endif
+
+// How a device of that name turns operations into launches; NULL where the processor cannot.
+static pool_launches *find_launches(const char *name)
+{
+    if (strcmp(name, "cpu:plain") == 0) return portable_launches;
+#if defined(__x86_64__)
+    if (strcmp(name, "cpu:avx512") == 0) return cpu_has_avx512() ? avx512_launches : NULL;
+    bool has_avx2 = cpu_compute_best() == &cpu_compute_avx2;
+    if (strcmp(name, "cpu:wide") == 0) return has_avx2 ? wide_launches : NULL;
+    if (has_avx2) return avx2_launches;
+#endif
+    return strcmp(name, "cpu") == 0 ? portable_launches : NULL;
+}
+
+// What is behind it, for people.
+static const char *describe_launches(pool_launches *launches)
+{
+#if defined(__x86_64__)
+    if (launches == avx2_launches) return "AVX2";
+    if (launches == wide_launches) return "AVX2 as AVX-512";
+    if (launches == avx512_launches) return "AVX-512";
+#endif
+    assert(launches == portable_launches);
+    return "portable (slow: no AVX2, FMA, F16C)";
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -223,17 +256,15 @@ static void processor_name(char out[48])
 #endif
 }
 
-static void write_info(struct device_info *info, const struct device_options *options)
+static void write_info(struct device_info *info, const struct device_options *options,
+                       pool_launches *launches)
 {
     char processor[48];
     processor_name(processor);
-    bool plain = strcmp(options->name, "cpu:plain") == 0;
-    const struct cpu_compute *compute = plain ? &cpu_compute_portable : cpu_compute_best();
     info->threads = options->threads != 0 ? options->threads : cores_allowed();
     info->activation_bytes = sizeof(float);
     snprintf(info->name, sizeof info->name, "%s", options->name);
-    snprintf(info->label, sizeof info->label, "%s, %.8s%s", processor, compute->name,
-             compute == &cpu_compute_portable ? " (slow: no AVX2, FMA, F16C)" : "");
+    snprintf(info->label, sizeof info->label, "%s, %.40s", processor, describe_launches(launches));
 }
 
 enum status cpu_device_open(struct device **out, const struct device_options *options,
@@ -245,11 +276,16 @@ enum status cpu_device_open(struct device **out, const struct device_options *op
         return error_set(error, STATUS_INVALID_ARGUMENT, "%u threads, at most %u are possible",
                          options->threads, THREADS_MAX);
     }
+    pool_launches *launches = find_launches(options->name);
+    if (launches == NULL) {
+        return error_set(error, STATUS_UNAVAILABLE, "this processor cannot run device \"%s\"",
+                         options->name);
+    }
     struct cpu_device *self = calloc(1, sizeof *self);
     if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a device");
     self->base.class = &cpu_class;
-    write_info(&self->base.info, options);
-    self->launches = strcmp(options->name, "cpu:plain") == 0 ? portable_launches : best_launches;
+    write_info(&self->base.info, options, launches);
+    self->launches = launches;
     enum status status = pool_create(&self->pool, self->base.info.threads, error);
     if (status != STATUS_OK) {
         free(self);

@@ -2,7 +2,7 @@
 //
 //     strip  [depth / 8][6][8]   six rows, eight channels at a time: packing needs no transposition
 //     panel  [depth][16]         sixteen columns; their rows in the file are transposed when packed
-//     tile   [6][16]             the product, twelve registers of eight
+//     tile   [6][16]             the product, in twelve registers: tile_body.h
 //
 // A long depth is cut into chunks. Each chunk is summed from zero, in order, and then added to the
 // tile: that keeps rounding errors small and makes a row's bytes depend on the row and the weight
@@ -13,52 +13,7 @@
 
 #include "kernels/cpu/compute.h"
 #include "kernels/cpu/lanes.h"
-
-// How far ahead of its use a strip is prefetched, in floats: eight groups of six rows.
-#define STRIP_AHEAD (8u * 48u)
-
-// out[6][16] = strip x panel, or += with add. depth is a multiple of 8. `ahead` is what the caller
-// will read next: depth * 8 bytes from there on are prefetched.
-static __attribute__((noinline)) void tile_multiply(const float *strip, const float *panel,
-                                                    uint32_t depth, float *out, size_t stride,
-                                                    bool add, const void *ahead)
-{
-    lanes left[STRIP_ROWS];
-    lanes right[STRIP_ROWS];
-    const char *next = ahead;
-#pragma GCC unroll 6
-    for (uint32_t i = 0; i < STRIP_ROWS; i++) left[i] = right[i] = lanes_zero();
-    for (uint32_t k = 0; k < depth; k += 8) {
-        __builtin_prefetch(strip + STRIP_AHEAD);
-        __builtin_prefetch(next, 0, 2);
-        next += 64;
-#pragma GCC unroll 8
-        for (uint32_t u = 0; u < 8; u++) {
-            lanes b0 = lanes_load(panel + u * 16);
-            lanes b1 = lanes_load(panel + u * 16 + 8);
-#pragma GCC unroll 6
-            for (uint32_t i = 0; i < STRIP_ROWS; i++) {
-                lanes a = lanes_broadcast(strip + i * 8 + u);
-                left[i] = lanes_multiply_add(a, b0, left[i]);
-                right[i] = lanes_multiply_add(a, b1, right[i]);
-            }
-        }
-        strip += 48;
-        panel += 128;
-    }
-    if (add) {
-#pragma GCC unroll 6
-        for (uint32_t i = 0; i < STRIP_ROWS; i++) {
-            left[i] = lanes_add(lanes_load(out + i * stride), left[i]);
-            right[i] = lanes_add(lanes_load(out + i * stride + 8), right[i]);
-        }
-    }
-#pragma GCC unroll 6
-    for (uint32_t i = 0; i < STRIP_ROWS; i++) {
-        lanes_store(out + i * stride, left[i]);
-        lanes_store(out + i * stride + 8, right[i]);
-    }
-}
+#include "kernels/cpu/tile_body.h"
 
 // Packs count channels of six rows into round_up(count, 8) * 6 floats; missing ones are zero.
 LANES_INLINE void strip_pack(const float *const rows[STRIP_ROWS], uint32_t count, float *out)

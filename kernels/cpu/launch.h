@@ -36,16 +36,6 @@ static inline void *cpu_address(const struct cpu_run *run, const struct value *v
     return 0;
 }
 
-// Each writes the launches of its operation, in order, and returns how many. They allocate nothing.
-// Thread:    any.
-uint32_t cpu_convolution_launches(const struct operation *op,
-                                  struct cpu_launch out[CPU_LAUNCHES_MAX]);
-uint32_t cpu_linear_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
-uint32_t cpu_attention_launches(const struct operation *op,
-                                struct cpu_launch out[CPU_LAUNCHES_MAX]);
-// Layer norm, embedding, gather, store, pixels, latents, clear, blend: what only moves memory.
-uint32_t cpu_simple_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX]);
-
 // Bytes of arena that the operation's launches share, and those of a convolution's statistics.
 // Thread:    any.
 uint64_t cpu_workspace_bytes(const struct device *device, const struct operation *op);

@@ -30,7 +30,7 @@ struct linear_plan cpu_linear_plan(const struct linear *op)
     plan.panels = cpu_divide_up(op->k, PANEL_COLUMNS);
     plan.row_items = cpu_divide_up(plan.strips, LINEAR_ITEM_STRIPS);
     plan.item_strips = cpu_divide_up(plan.strips, plan.row_items);
-    plan.item_panels = plan.panels >= 128 ? 4 : plan.panels >= 32 ? 2 : 1;
+    plan.item_panels = plan.panels >= 128 ? LINEAR_ITEM_PANELS : plan.panels >= 32 ? 2 : 1;
     plan.column_items = cpu_divide_up(plan.panels, plan.item_panels);
     plan.packed_bytes = (uint64_t)plan.strips * STRIP_ROWS * plan.depth * sizeof(float);
     for (uint32_t i = 0; i < op->low_rank_count; i++) {
@@ -47,8 +47,8 @@ uint64_t cpu_linear_workspace_bytes(const struct linear *op)
     return plan.packed_bytes + plan.down_bytes;
 }
 
-uint32_t cpu_linear_launches_with(const struct cpu_compute *compute, const struct operation *op,
-                                  struct cpu_launch out[CPU_LAUNCHES_MAX])
+uint32_t cpu_linear_launches(const struct cpu_compute *compute, const struct operation *op,
+                             struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
     assert(op->kind == OPERATION_LINEAR);
     struct linear_plan plan = cpu_linear_plan(&op->linear);

@@ -56,30 +56,31 @@ static inline void linear_prefetch(const uint8_t *const rows[PANEL_COLUMNS], siz
     uint32_t end = PANEL_COLUMNS * (share + 1) / shares;
     for (uint32_t row = PANEL_COLUMNS * share / shares; row < end; row++) {
         const uint8_t *from = rows[row] + begin_bytes;
-        for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+        for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(from + at);
     }
 }
 
 static void linear_product(struct linear_item *self)
 {
     const struct cpu_weight *weight = cpu_weight_of(self->op->weight);
-    const uint8_t *rows[PANEL_COLUMNS];
+    const uint8_t *rows[LINEAR_ITEM_PANELS][PANEL_COLUMNS];
     size_t element_bytes = dtype_bytes(weight->base.dtype);
+    assert(self->panels <= LINEAR_ITEM_PANELS);
+    for (uint32_t j = 0; j < self->panels; j++) {
+        panel_rows(weight, (int64_t)(self->panel_begin + j) * PANEL_COLUMNS, rows[j]);
+    }
     for (uint32_t first = 0; first < self->plan.depth; first += LINEAR_CHUNK) {
         uint32_t depth = cpu_min(LINEAR_CHUNK, self->plan.depth - first);
         for (uint32_t j = 0; j < self->panels; j++) {
-            panel_rows(weight, (int64_t)(self->panel_begin + j) * PANEL_COLUMNS, rows);
-            panel_pack_padded(rows, weight->base.dtype, first, cpu_min(depth, self->op->c - first),
-                              self->panel);
+            panel_pack_padded(rows[j], weight->base.dtype, first,
+                              cpu_min(depth, self->op->c - first), self->panel);
             bool last = j + 1 == self->panels;
             uint32_t next_first = last ? first + depth : first;
             uint32_t next_depth =
                 cpu_min(LINEAR_CHUNK, self->op->c - cpu_min(next_first, self->op->c));
-            panel_rows(weight, (int64_t)(self->panel_begin + (last ? 0 : j + 1)) * PANEL_COLUMNS,
-                       rows);
             for (uint32_t i = 0; i < self->strips; i++) {
-                linear_prefetch(rows, next_first * element_bytes, next_depth * element_bytes, i,
-                                self->strips);
+                linear_prefetch(rows[last ? 0 : j + 1], next_first * element_bytes,
+                                next_depth * element_bytes, i, self->strips);
                 const float *strip =
                     linear_strip(&self->plan, self->packed, first, depth, self->strip_begin + i);
                 tile_multiply(strip, self->panel, depth,

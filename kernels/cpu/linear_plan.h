@@ -11,6 +11,8 @@
 #define LINEAR_PACK_STRIPS 16u
 // The most strips of one item of the product.
 #define LINEAR_ITEM_STRIPS 52u
+// The most panels of one item of the product.
+#define LINEAR_ITEM_PANELS 4u
 
 // The workspace holds the packed input, [chunk][strip][chunk / 8][6][8], and then, for each
 // low-rank path, its down product [strip][round_up(rank, 8) / 8][6][8].

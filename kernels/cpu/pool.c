@@ -204,7 +204,9 @@ static void spin(const struct pool *self, uint32_t epoch)
 {
     for (uint32_t i = 0; i < SPINS_MAX; i++) {
         if (atomic_load_explicit(&self->epoch, memory_order_relaxed) != epoch) return;
+#if defined(__x86_64__)
         __builtin_ia32_pause();
+#endif
     }
 }
 
@@ -220,10 +222,22 @@ static void wait_for_change(struct pool *self)
     self->sleepers--;
 }
 
+// Denormal numbers count as zero in this thread, as operands and as results: with them, products
+// are up to a hundred times slower. What is lost is below 1.2e-38.
+static void flush_denormals(void)
+{
+#if defined(__x86_64__)
+    const unsigned results = 0x8000;   // flush to zero
+    const unsigned operands = 0x0040;  // denormals are zeros
+    __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | results | operands);
+#endif
+}
+
 static void *run_thread(void *argument)
 {
     struct pool_thread *thread = argument;
     struct pool *self = thread->pool;
+    flush_denormals();
     pthread_mutex_lock(&self->mutex);
     while (!self->is_ending) {
         struct pool_job *job = pick_job(self);

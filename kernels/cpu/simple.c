@@ -1,88 +1,18 @@
-// simple.c - the operations that only move memory, and layer norm: items are bands of rows.
+// simple.c - the operations that only move memory: items are bands of rows.
 //
 // What is fixed to the last bit (pixels, latents, blending) is computed in float32 in the order of
-// kernels.h. Layer norm sums in float64, in LANES interleaved chains that the compiler keeps in
-// vector registers; their number is part of the result and never changes.
+// kernels.h.
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
 #include "base/bytes.h"
+#include "kernels/cpu/band.h"
 #include "kernels/cpu/compute.h"
-
-#define ITEM_ELEMENTS 32768u  // about as many elements make an item
-#define LANES 8u              // chains of a layer norm's sums
-
-// ---------------------------------------------------------------------------------------------
-// Bands: which rows an item does
-
-struct band {
-    uint32_t begin, end;  // rows
-};
-
-static uint32_t band_rows(uint64_t row_elements)
-{
-    uint64_t rows = ITEM_ELEMENTS / (row_elements + 1);
-    return rows < 1 ? 1 : (uint32_t)rows;
-}
-
-static uint32_t bands(uint32_t rows, uint64_t row_elements)
-{
-    return cpu_divide_up(rows, band_rows(row_elements));
-}
-
-static struct band band_of(uint32_t item, uint32_t rows, uint64_t row_elements)
-{
-    uint32_t height = band_rows(row_elements);
-    uint32_t begin = item * height;
-    assert(begin < rows);
-    return (struct band){.begin = begin, .end = begin + cpu_min(height, rows - begin)};
-}
 
 // ---------------------------------------------------------------------------------------------
 // Rows of text
-
-// The sum of (x - shift)^power, power 1 or 2.
-static double sum_away(const float *x, uint32_t width, double shift, int power)
-{
-    double chains[LANES] = {0};
-    uint32_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        for (uint32_t j = 0; j < LANES; j++) {
-            double away = (double)x[i + j] - shift;
-            chains[j] += power == 1 ? away : away * away;
-        }
-    }
-    for (uint32_t j = 0; i + j < width; j++) {
-        double away = (double)x[i + j] - shift;
-        chains[j] += power == 1 ? away : away * away;
-    }
-    for (uint32_t step = LANES / 2; step > 0; step /= 2) {
-        for (uint32_t j = 0; j < step; j++) chains[j] += chains[j + step];
-    }
-    return chains[0];
-}
-
-static void run_layer_norm(const struct operation *operation, const struct cpu_run *run,
-                           uint32_t item, void *scratch)
-{
-    (void)scratch;
-    const struct layer_norm *op = &operation->layer_norm;
-    const float *gamma = cpu_vector(op->gamma);
-    const float *beta = cpu_vector(op->beta);
-    struct band band = band_of(item, op->rows, op->width);
-    for (uint32_t row = band.begin; row < band.end; row++) {
-        const float *x = (const float *)cpu_address(run, &op->input) + (uint64_t)row * op->width;
-        float *y = (float *)cpu_address(run, &op->output) + (uint64_t)row * op->width;
-        double mean = sum_away(x, op->width, 0, 1) / op->width;
-        double variance = sum_away(x, op->width, mean, 2) / op->width;
-        double scale = 1 / sqrt(variance + (double)op->epsilon);
-        for (uint32_t i = 0; i < op->width; i++) {
-            y[i] = (float)(((double)x[i] - mean) * scale) * gamma[i] + beta[i];
-        }
-    }
-}
 
 static void run_embedding(const struct operation *operation, const struct cpu_run *run,
                           uint32_t item, void *scratch)
@@ -331,11 +261,11 @@ static void run_blend_end(const struct operation *operation, const struct cpu_ru
 // ---------------------------------------------------------------------------------------------
 // Launches
 
-static struct cpu_launch text_launch(const struct operation *op)
+static struct cpu_launch text_launch(const struct cpu_compute *compute, const struct operation *op)
 {
     if (op->kind == OPERATION_LAYER_NORM) {
         return (struct cpu_launch){.items = bands(op->layer_norm.rows, op->layer_norm.width),
-                                   .run = run_layer_norm};
+                                   .run = compute->layer_norm};
     }
     if (op->kind == OPERATION_EMBEDDING) {
         return (struct cpu_launch){.items = bands(op->embedding.rows, op->embedding.width),
@@ -397,14 +327,15 @@ static struct cpu_launch memory_launch(const struct operation *op)
     return (struct cpu_launch){.items = bands(op->blend_end.full_h, width), .run = run_blend_end};
 }
 
-uint32_t cpu_simple_launches(const struct operation *op, struct cpu_launch out[CPU_LAUNCHES_MAX])
+uint32_t cpu_simple_launches(const struct cpu_compute *compute, const struct operation *op,
+                             struct cpu_launch out[CPU_LAUNCHES_MAX])
 {
     assert(op != NULL);
     switch ((int)op->kind) {
     case OPERATION_LAYER_NORM:
     case OPERATION_EMBEDDING:
     case OPERATION_GATHER:
-        out[0] = text_launch(op);
+        out[0] = text_launch(compute, op);
         break;
     case OPERATION_PIXELS_LOAD:
     case OPERATION_LATENT_LOAD:

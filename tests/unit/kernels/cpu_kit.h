@@ -69,20 +69,19 @@ static inline void sample_destroy(struct sample *self)
 // The compilations of the kernels that this processor runs.
 static inline uint32_t compilations_count(void)
 {
-    return cpu_compute_best() == &cpu_compute_portable ? 1 : 2;
+    if (cpu_compute_best() == &cpu_compute_portable) return 1;
+    return cpu_has_avx512() ? 4 : 3;
 }
 
 static inline const struct cpu_compute *compilation(uint32_t index)
 {
-    return index == 0 ? &cpu_compute_portable : cpu_compute_best();
-}
-
-static inline uint32_t write_launches(const struct cpu_compute *compute, const struct operation *op,
-                                      struct cpu_launch launches[CPU_LAUNCHES_MAX])
-{
-    if (op->kind == OPERATION_LINEAR) return cpu_linear_launches_with(compute, op, launches);
-    if (op->kind == OPERATION_ATTENTION) return cpu_attention_launches_with(compute, op, launches);
-    return cpu_convolution_launches_with(compute, op, launches);
+#if defined(__x86_64__)
+    static const struct cpu_compute *const all[] = {&cpu_compute_portable, &cpu_compute_avx2,
+                                                    &cpu_compute_wide, &cpu_compute_avx512};
+    return all[index];
+#else
+    return &cpu_compute_portable;
+#endif
 }
 
 // Runs all items of an operation, the last first. Workspace and scratch begin as NaN. Returns the
@@ -93,7 +92,7 @@ static inline uint8_t *run_operation_and_keep(const struct cpu_compute *compute,
     const struct device device = {.info = {.name = "test"}};
     struct cpu_launch launches[CPU_LAUNCHES_MAX];
     uint64_t workspace_bytes = cpu_workspace_bytes(&device, op);
-    uint32_t count = write_launches(compute, op, launches);
+    uint32_t count = cpu_launches(compute, op, launches);
     uint8_t *arena = aligned_alloc(128, (workspace_bytes + 255) / 128 * 128);
     assert_non_null(arena);
     memset(arena, 0xff, workspace_bytes);

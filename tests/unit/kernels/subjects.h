@@ -21,11 +21,10 @@ static const struct subject subjects[] = {{"emulated", 0, false, DTYPE_F32},
                                           {"emulated", 0, true, DTYPE_BF16},
                                           {"emulated:f16", 0, true, DTYPE_F16}};
 #else
-static const struct subject subjects[] = {{"reference", 1, false, DTYPE_F32},
-                                          {"cpu", 1, false, DTYPE_F32},
-                                          {"cpu", 2, false, DTYPE_F32},
-                                          {"cpu", 4, false, DTYPE_F32},
-                                          {"cpu:plain", 2, false, DTYPE_F32}};
+static const struct subject subjects[] = {
+    {"reference", 1, false, DTYPE_F32}, {"cpu", 1, false, DTYPE_F32},
+    {"cpu", 2, false, DTYPE_F32},       {"cpu", 4, false, DTYPE_F32},
+    {"cpu:wide", 2, false, DTYPE_F32},  {"cpu:plain", 2, false, DTYPE_F32}};
 #endif
 #define SUBJECTS (sizeof subjects / sizeof subjects[0])
 

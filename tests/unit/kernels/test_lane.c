@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "base/clock.h"
+#include "kernels/cpu/compute.h"
 #include "kernels/cpu/pool.h"
 #include "tests/unit/kernels/kit.h"
 
@@ -361,6 +362,14 @@ static void a_device_says_what_it_is(void **state)
     struct device *device = open_device("cpu", 0);
     assert_true(device_info(device)->threads >= 1);
     device_close(&device);
+    // Where the vector instructions are missing, the name says what that means.
+    device = open_device("cpu:plain", 1);
+    assert_non_null(strstr(device_info(device)->label, "slow"));
+    device_close(&device);
+    struct device_options options = {.name = "cpu:avx512", .threads = 1};
+    enum status status = device_open(&device, &options, NULL);
+    assert_int_equal(status, cpu_has_avx512() ? STATUS_OK : STATUS_UNAVAILABLE);
+    if (status == STATUS_OK) device_close(&device);
 }
 
 // ---------------------------------------------------------------------------------------------
