@@ -138,6 +138,7 @@ static void answer_attach(struct router *self, const struct request *request)
     }
     luna_AttachReply attach = luna_AttachReply_init_zero;
     text_set(attach.path, sizeof attach.path, self->arguments.lease_path);
+    text_set(attach.adapters, sizeof attach.adapters, self->arguments.loras_path);
     attach.bytes_min = 256u << 10;
     uint8_t buffer[luna_AttachReply_size];
     struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};

@@ -68,7 +68,8 @@ static void draw_tiles(void *context, uint32_t done, uint32_t total)
 
 static void draw_bytes(void *context, uint64_t done, uint64_t total)
 {
-    draw_bar(context, (double)(done >> 20), (double)((total + (1u << 20) - 1) >> 20), "MiB");
+    const uint64_t whole = (UINT64_C(1) << 20) - 1;  // so that a part of a MiB counts as one
+    draw_bar(context, (double)((done + whole) >> 20), (double)((total + whole) >> 20), "MiB");
     if (done == total) end_bar(context);
 }
 

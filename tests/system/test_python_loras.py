@@ -191,8 +191,15 @@ def test_what_was_put_comes_back(running, daemon, tmp_path):
     path = tmp_path / "large.safetensors"
     path.write_bytes(data)
     reference = daemon.put_lora(path)
-    assert daemon.get_lora(reference) == data
+    def in_frames():
+        return running.status().transport.frame_bytes
+
+    before = in_frames()
+    assert daemon.get_lora(reference) == data  # handed over as a descriptor
     assert daemon.get_lora(reference, tmp_path / "back").read_bytes() == data
+    assert running.cli("loras", "get", reference, "-o", tmp_path / "shell").returncode == 0
+    assert (tmp_path / "shell").read_bytes() == data
+    assert in_frames() == before
     with luna.connect(running.tcp) as remote:  # no memory is shared: it comes in pieces
         assert remote.get_lora(reference) == data
     assert set(luna.state_dict(daemon.get_lora("ink"))) == set(make_lora(targets=targets("lg")))

@@ -22,7 +22,7 @@ from files import pack_safetensors
 
 import luna
 import luna.aio
-from luna import loras, tensor_file
+from luna import loras
 from luna import luna_pb2 as pb
 
 CLIENT = ROOT / "clients" / "python"
@@ -127,7 +127,7 @@ def test_what_torch_saves_has_the_same_hash(tmp_path):
     assert loras.Hashes().of(tmp_path / "x.pt") == hash_of(adapter())
     assert loras.StateDict(tensors).hash() == hash_of(adapter())
     half = {"x": torch.arange(6).reshape(2, 3).to(torch.bfloat16)}
-    back = luna.state_dict(tensor_file.pack(tensor_file.from_state_dict(half)), torch=True)
+    back = luna.state_dict(loras.StateDict(half).read(), torch=True)
     assert torch.equal(back["x"], half["x"])
 
 
@@ -207,6 +207,21 @@ def test_what_the_daemon_has_moves_no_bytes(fake, tmp_path):
         assert daemon.put_lora(adapter(), "again") == "again"
         assert daemon.put_lora(str(path)) == hash_of(adapter())
     assert shelf.steps == [pb.PUT_BEGIN, pb.PUT_BEGIN]
+
+
+def test_a_file_that_cannot_be_read_any_more_is_taken_back(fake, tmp_path):
+    shelf = Shelf(fake)
+    path = write(tmp_path / "a.safetensors", adapter())
+
+    def put(request):
+        path.unlink(missing_ok=True)
+        shelf._put(request)
+
+    fake.on[pb.LORA_PUT] = put
+    with luna.connect(fake.endpoint) as daemon:
+        with pytest.raises(FileNotFoundError):
+            daemon.put_lora(path)
+    assert shelf.steps == [pb.PUT_BEGIN, pb.PUT_ABORT]
 
 
 def test_an_upload_that_the_daemon_lost_is_begun_once_more(fake):

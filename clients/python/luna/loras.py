@@ -53,6 +53,10 @@ class File:
         """Its 64 hexadecimal digits."""
         return self._hashes.of(self.path)
 
+    def size(self):
+        """Bytes of it."""
+        return os.stat(self.path).st_size
+
     def read(self):
         """Its bytes."""
         with open(self.path, "rb") as file:
@@ -69,9 +73,13 @@ class StateDict:
         """Its 64 hexadecimal digits."""
         return tensor_file.content_hash(self._entries)
 
+    def size(self):
+        """Bytes of a safetensors file of it."""
+        return sum(len(part) for part in tensor_file.pack(self._entries))
+
     def read(self):
         """The bytes of a safetensors file of it."""
-        return tensor_file.pack(self._entries)
+        return b"".join(tensor_file.pack(self._entries))
 
 
 def _is_file(path):
@@ -150,13 +158,12 @@ def _put_request(data=None, **fields):
 
 
 def _put_once(thing, digest, name, progress, piece_bytes):
-    data = memoryview((yield thing.read))
-    begin = yield _put_request(
-        step=pb.PUT_BEGIN, name=name or "", hash=digest, bytes=len(data)
-    )
+    size = yield thing.size
+    begin = yield _put_request(step=pb.PUT_BEGIN, name=name or "", hash=digest, bytes=size)
     if begin.known:
         return begin.lora, False
     try:
+        data = memoryview((yield thing.read))
         for offset in range(0, len(data), piece_bytes or _PIECE_BYTES):
             piece = data[offset : offset + (piece_bytes or _PIECE_BYTES)]
             yield _put_request(piece, step=pb.PUT_CHUNK, upload=begin.upload, offset=offset)
@@ -167,7 +174,7 @@ def _put_once(thing, digest, name, progress, piece_bytes):
         )
     except errors.NotFound:
         raise
-    except errors.Error:
+    except (errors.Error, OSError):
         try:
             yield _put_request(step=pb.PUT_ABORT, upload=begin.upload)
         except errors.Error:

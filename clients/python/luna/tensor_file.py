@@ -260,8 +260,8 @@ def content_hash(entries):
 
 
 def pack(entries):
-    """The bytes of a safetensors file."""
-    header, blobs, offset = {}, [], 0
+    """The parts of a safetensors file, to be written one behind the other."""
+    header, parts, offset = {}, [], 0
     order = sorted(entries.items(), key=lambda item: (-_ELEMENT_BYTES[item[1].dtype], item[0]))
     for name, entry in order:
         end = offset + len(entry.data)
@@ -270,8 +270,8 @@ def pack(entries):
             "shape": list(entry.dims),
             "data_offsets": [offset, end],
         }
-        blobs.append(entry.data)
+        parts.append(entry.data)
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
+    return [len(text).to_bytes(8, "little") + text, *parts]
