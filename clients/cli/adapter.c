@@ -199,6 +199,20 @@ bool stack_put(struct stack *self, const struct cli_options *options, struct lun
     return put > 0;
 }
 
+void stack_explain(const struct stack *self, struct error *error)
+{
+    assert(self != NULL);
+    assert(error != NULL);
+    for (uint32_t i = 0; i < self->count; i++) {
+        const struct stack_entry *entry = &self->entries[i];
+        bool meant = !entry->local && !entry->maybe_local && looks_like_path(entry->said);
+        if (!meant || strstr(error->message, entry->said) == NULL) continue;
+        struct error daemons = *error;
+        error_set(error, daemons.status, "%s, and no file here", daemons.message);
+        return;
+    }
+}
+
 void stack_retell(const struct stack *self, char *text, size_t text_bytes)
 {
     assert(self != NULL);

@@ -60,6 +60,10 @@ void stack_fill(const struct stack *self, const struct cli_options *options, lun
 bool stack_put(struct stack *self, const struct cli_options *options, struct luna_client *client,
                enum status *status, struct error *error);
 
+// Adds to the daemon's "not found" that the path of a file was meant, and that it is not there
+// either.
+void stack_explain(const struct stack *self, struct error *error);
+
 // Puts what was said in place of the hashes that the daemon calls this machine's files by; what
 // does not fit is cut off.
 void stack_retell(const struct stack *self, char *text, size_t text_bytes);

@@ -150,6 +150,7 @@ static enum status encode(const struct cli_options *options, struct encoding *en
     if (status != STATUS_NOT_FOUND) return status;
     struct error missing = *error;
     if (!stack_put(&encoding->stack, options, client, &put, error)) {
+        if (put == STATUS_OK) stack_explain(&encoding->stack, &missing);
         if (put == STATUS_OK) *error = missing;
         return put == STATUS_OK ? status : put;
     }

@@ -1,7 +1,10 @@
 """Adapters through the Python package and the real daemon: the numbers, uploads, names, statistics, cache."""
 
+import asyncio
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 
@@ -9,9 +12,10 @@ import numpy as np
 import pytest
 
 import luna
+import luna.aio
 from adapters import make_loha, make_lora, relative, targets, write, write_changed
 from conftest import Daemon
-from files import pack_safetensors
+from files import ROOT, pack_safetensors
 
 PROMPT = "a (red:1.2) fox in the snow"
 BAR = 2e-4  # relative, on hidden states and pooled
@@ -297,3 +301,34 @@ def test_a_text_that_was_encoded_before_is_answered_from_the_cache(make_daemon, 
     assert relative(other.cond, first.cond) > 0
     stats = client.lora_stats()
     assert (stats["conditioning_hits"], stats["conditioning_entries"]) == (1, 2)
+
+
+# ---- the other clients
+
+
+def test_asyncio_encodes_many_stacks_at_once(running, adapters):
+    async def run():
+        async with await luna.aio.connect(running.ipc) as client:
+            stacks = [[("ink", i / 4), (adapters["grain"], 0.3)] for i in range(6)]
+            results = await asyncio.gather(
+                *(client.encode_text(PROMPT, model="demo", loras=stack) for stack in stacks))
+            again = [await client.encode_text(PROMPT, model="demo", loras=stack) for stack in stacks]
+            return [result.cond.tobytes() for result in results], [result.cond.tobytes() for result in again]
+
+    together, alone = asyncio.run(run())
+    assert together == alone and len(set(alone)) == 6
+
+
+def test_the_example_without_the_package_works(running, adapters, tmp_path):
+    path = write(tmp_path / "x.safetensors", adapters["ink"])
+    folder = ROOT / "clients" / "python"
+    environment = {**running.environment, "PYTHONPATH": str(folder / "luna")}
+    script = folder / "examples" / "raw_lora.py"
+    done = subprocess.run([sys.executable, script, PROMPT, path, "0.5"], env=environment, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 1 and "model" in done.stderr  # more than one offers texts here, and it names none
+    environment["LUNA_MODEL"] = "demo"
+    done = subprocess.run([sys.executable, script, PROMPT, path, "0.5"], env=environment, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["cond [1, 77, 192] F32", "pooled [1, 128] F32", "changed 30 tensors"]

@@ -547,6 +547,8 @@ def test_luna_text_says_what_is_missing(fake, tmp_path):
     Shelf(fake)
     done = cli(fake, "text", "a cat", "--lora", "nothing:0.5", "-o", tmp_path / "x")
     assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: no LoRA "nothing"\n')
+    done = cli(fake, "text", "a cat", "--lora", "./nothing.pt:0.5", "-o", tmp_path / "x")
+    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: no LoRA "./nothing.pt", and no file here\n')
     assert not (tmp_path / "x").exists()
 
 

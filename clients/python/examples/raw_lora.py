@@ -10,7 +10,8 @@ import luna_pb2 as pb
 import zmq
 
 prompt, file = sys.argv[1].encode(), open(sys.argv[2], "rb").read()
-header = pb.Header(major=1, kind=pb.REQUEST, id=os.urandom(16), operation=pb.ENCODE_TEXT)
+model = os.environ.get("LUNA_MODEL", "")  # empty: the only one
+header = pb.Header(major=1, kind=pb.REQUEST, id=os.urandom(16), operation=pb.ENCODE_TEXT, model=model)
 header.tensors.add(name="prompt", dtype=pb.U8, dims=[len(prompt)], bytes=len(prompt))
 header.tensors.add(name="lora.0", dtype=pb.U8, dims=[len(file)], bytes=len(file))
 body = pb.EncodeText()
