@@ -3,9 +3,11 @@
 #include "actors/lora_state.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "actors/post.h"
 #include "base/text.h"
@@ -208,8 +210,14 @@ static enum status start_read(struct lora_store *self, struct lora_ask *ask,
     uint64_t bytes = size - get->offset;
     if (get->bytes > 0 && get->bytes < bytes) bytes = get->bytes;
     if (bytes > LORA_CHUNK_BYTES) bytes = LORA_CHUNK_BYTES;
+    // A duplicate: the content's own may be replaced by that of a newer file meanwhile.
+    int descriptor = fcntl(content->file, F_DUPFD_CLOEXEC, 0);
+    if (descriptor < 0) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no descriptor for LoRA \"%.128s\"",
+                         get->reference);
+    }
     struct lora_order order = {.kind = LORA_READ,
-                               .descriptor = content->file,
+                               .descriptor = descriptor,
                                .second = -1,
                                .check_identity = !content->in_memory,
                                .identity = content->identity,
@@ -218,7 +226,10 @@ static enum status start_read(struct lora_store *self, struct lora_ask *ask,
     struct lora_flight *flight = NULL;
     text_set(order.name, sizeof order.name, get->reference);
     enum status status = lora_store_order(self, &order, LORA_LANES, NULL, 0, &flight, error);
-    if (status != STATUS_OK) return status;
+    if (status != STATUS_OK) {
+        close(descriptor);
+        return status;
+    }
     flight->ask = ask;
     ask->content = content;
     lora_table_hold(self->table, content);
@@ -299,7 +310,8 @@ static void on_found(struct lora_store *self, struct lora_want *want,
 static void start_want(struct lora_store *self, struct lora_ask *ask, const char *reference,
                        bool load)
 {
-    struct lora_want want = {.load = load, .done = on_found, .context = ask};
+    bool exact = ask->ask.header.operation == luna_Operation_LORA_GET;
+    struct lora_want want = {.load = load, .exact = exact, .done = on_found, .context = ask};
     text_set(want.reference, sizeof want.reference, reference);
     lora_want_start(self, &want);
 }

@@ -336,8 +336,11 @@ static enum status execute(struct lora_lane *self, struct lora_order *order,
         return finish(self, order, out);
     case LORA_TAKE:
         return take(self, order, message, out);
-    case LORA_READ:
-        return read_range(order, out);
+    case LORA_READ: {
+        enum status status = read_range(order, out);
+        close(order->descriptor);
+        return status;
+    }
     case LORA_CLOSE:
         if (order->descriptor >= 0) close(order->descriptor);
         if (order->second >= 0) close(order->second);

@@ -35,7 +35,7 @@ struct lora_order {
     bool known;                     // LOAD: facts are those of the file with this identity
     struct lora_identity identity;  // LOAD with known; READ of a file: refuse when it changed
     struct lora_facts facts;        // LOAD with known
-    int descriptor;                 // WRITE, FINISH, READ: borrowed until the result; CLOSE: owned
+    int descriptor;                 // WRITE, FINISH: borrowed until the result; READ, CLOSE: owned
     int second;                     // CLOSE: owned, or -1
     bool check_identity;            // READ
     uint64_t offset, bytes;         // WRITE, READ

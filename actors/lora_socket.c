@@ -109,6 +109,7 @@ static bool serve_client(struct lora_connection *connection, struct bytes frame)
     if (status == STATUS_OK) status = codec_check_lora_reference(request.reference, &error);
     if (status != STATUS_OK) return send_error(connection, &error);
     struct lora_want want = {.load = true,
+                             .exact = true,
                              .done = on_found,
                              .key = connection->number,
                              .index = (uint32_t)(connection - self->connections)};

@@ -47,6 +47,7 @@ struct lora_want {
     struct lora_want *next;           // in the store's list
     char reference[LORA_NAME_BYTES];  // name or hash
     bool load;                        // it has to be resident
+    bool exact;                       // from the very file that is named, not from one like it
     bool scanned;                     // a scan was ordered since it came
     uint64_t scan;                    // number of the scan that it waits for; 0: none
     uint64_t ticket;                  // of the load that it waits for; 0: none

@@ -213,6 +213,8 @@ static void refresh(struct lora_store *self, struct lora_content *content,
     if (content->in_memory || how->in_memory) return;
     lora_store_close(self, content->file, content->encoder);
     take_files(content, result, how);
+    content->facts.file_bytes = result->facts.file_bytes;
+    content->facts.torch = result->facts.torch;
 }
 
 enum status lora_store_adopt(struct lora_store *self, struct lora_result *result,
@@ -240,6 +242,8 @@ enum status lora_store_adopt(struct lora_store *self, struct lora_result *result
     if (status != STATUS_OK) return status;
     assert(content != NULL);
     if (how->uploaded) content->owner = how->user;
+    content->facts.file_bytes = facts->file_bytes;
+    content->facts.torch = facts->torch;
     content->uploaded = content->uploaded || how->uploaded;
     content->one_shot = how->one_shot;
     take_files(content, result, how);

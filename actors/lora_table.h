@@ -48,7 +48,7 @@ struct lora_pin {
 };
 
 struct lora_content {
-    struct lora_facts facts;              // immutable
+    struct lora_facts facts;              // file_bytes and torch are those of file
     bool resident;                        // the descriptors are open
     int file;                             // the whole file, read-only; -1
     int encoder;                          // a safetensors file of its encoder tensors; -1: file is

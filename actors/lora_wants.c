@@ -225,8 +225,9 @@ static enum progress start_load(struct lora_store *self, struct lora_want *want,
         text_set(order.name, sizeof order.name, file->path);
         const struct lora_content *content =
             file->has_hash ? lora_table_find_exact(self->table, &file->hash) : NULL;
-        order.known = content != NULL;
-        if (content != NULL) order.facts = content->facts;
+        // What is known of the tensors is true of every file with that hash, the rest of one only.
+        order.known = content != NULL && lora_identity_equal(&content->identity, &file->identity);
+        if (order.known) order.facts = content->facts;
         if (lora_store_order(self, &order, LORA_LANES, NULL, 0, &flight, error) != STATUS_OK) {
             return FAILED;
         }
@@ -363,6 +364,15 @@ static enum progress wait_for_scan(struct lora_store *self, struct lora_want *wa
     return WAITS;
 }
 
+// Two files may hold the same tensors in different bytes, and a content has one of them.
+static bool is_ready(const struct lora_want *want, const struct lora_target *target)
+{
+    const struct lora_content *content = target->content;
+    if (content == NULL || !content->resident || content->doomed) return false;
+    if (!want->exact || content->in_memory || target->file == NULL) return true;
+    return lora_identity_equal(&content->identity, &target->file->identity);
+}
+
 static enum progress advance(struct lora_store *self, struct lora_want *want,
                              struct lora_target *target, struct error *error)
 {
@@ -381,9 +391,7 @@ static enum progress advance(struct lora_store *self, struct lora_want *want,
         drop_if_changed(self, target->content);
         status = find_target(self, want->reference, target, error);
         if (status != STATUS_OK) return FAILED;
-        if (target->content != NULL && target->content->resident && !target->content->doomed) {
-            return DONE;
-        }
+        if (is_ready(want, target)) return DONE;
     }
     if (target->file == NULL) return fail_unknown(self, want->reference, error);
     return start_load(self, want, target->file, error);
