@@ -2,7 +2,7 @@
 //
 // A block takes 8 queries of one head and walks over the keys in tiles of 32: scores, the running
 // maximum and sum of the softmax, then the values. The score matrix is never whole. Columns of the
-// output beyond 1024 are made in a second walk with the same scores.
+// output beyond 512 are made in a second walk with the same scores.
 
 #include "kernels/cuda/elements.h"
 
@@ -13,7 +13,7 @@ constexpr unsigned THREADS = 128;
 constexpr unsigned QUERIES = 8;                        // of a block
 constexpr unsigned KEYS = 32;                          // of a tile
 constexpr unsigned WIDTH = 64;                         // columns of q and k at a time
-constexpr unsigned COLUMNS = 8;                        // of the output, a thread
+constexpr unsigned COLUMNS = 4;                        // of the output, a thread
 constexpr unsigned WALK = THREADS * COLUMNS;           // columns of the output, a walk
 constexpr unsigned SCORES = QUERIES * KEYS / THREADS;  // a thread
 
@@ -100,13 +100,16 @@ __device__ void add_values(const struct gpu_attention &a, const struct head &hea
                            uint32_t first, const struct stage &stage, float sums[COLUMNS][QUERIES])
 {
     uint32_t keys = a.tokens - key < KEYS ? a.tokens - key : KEYS;
+#pragma unroll
     for (unsigned j = 0; j < COLUMNS; j++) {
         uint32_t column = first + j * THREADS + threadIdx.x;
         if (column >= a.head_width) continue;
+#pragma unroll
         for (unsigned i = 0; i < QUERIES; i++) sums[j][i] *= stage.rescale[i];
         for (uint32_t t = 0; t < keys; t++) {
             uint64_t at = (head.row + key + t) * a.v_stride + head.column + column;
             float v = gpu::widen(static_cast<const T *>(a.v)[at]);
+#pragma unroll
             for (unsigned i = 0; i < QUERIES; i++) {
                 sums[j][i] = fmaf(stage.scores[i][t], v, sums[j][i]);
             }
@@ -120,10 +123,13 @@ __device__ void store_columns(const struct gpu_attention &a, const struct head &
                               const float sums[COLUMNS][QUERIES])
 {
     uint64_t width = static_cast<uint64_t>(a.heads) * a.head_width;
+#pragma unroll
     for (unsigned j = 0; j < COLUMNS; j++) {
         uint32_t column = first + j * THREADS + threadIdx.x;
         if (column >= a.head_width) continue;
-        for (unsigned i = 0; i < QUERIES && head.query + i < a.tokens; i++) {
+#pragma unroll
+        for (unsigned i = 0; i < QUERIES; i++) {
+            if (head.query + i >= a.tokens) continue;
             uint64_t at = (head.row + head.query + i) * width + head.column + column;
             static_cast<T *>(a.output)[at] = gpu::narrow<T>(sums[j][i] / stage.total[i]);
         }

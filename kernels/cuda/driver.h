@@ -107,19 +107,6 @@ void gpu_step_wait(struct gpu_stream *self, uint32_t step);
 // Thread:    the user's.
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error);
 
-// c [m, n] = a [m, k] b [n, k]^T of 16-bit elements in float32, by the vendor's library where there
-// is one; false, and nothing is enqueued, where there is none. The order of every sum depends on n
-// and k alone.
-// Thread:    the user's.
-struct gpu_product {
-    const void *a, *b;          // device; rows of a_pitch and b_pitch elements
-    float *c;                   // device; dense
-    uint32_t m, n, k;           // rows of a, rows of b, columns of both
-    uint32_t a_pitch, b_pitch;  // elements
-    bool is_bf16;               // else fp16
-};
-bool gpu_library_multiply(struct gpu_stream *self, const struct gpu_product *product);
-
 // For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed.
 void *gpu_stream_handle(struct gpu_stream *self);
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why);

@@ -227,13 +227,6 @@ enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
     return STATUS_OK;
 }
 
-bool gpu_library_multiply(struct gpu_stream *self, const struct gpu_product *product)
-{
-    static_cast<void>(self);
-    static_cast<void>(product);
-    return false;
-}
-
 void *gpu_stream_handle(struct gpu_stream *self)
 {
     return self;

@@ -59,23 +59,8 @@ uint64_t gpu_linear_bytes(const struct gpu_device *device, const struct linear *
     return layout_of(device, op).bytes;
 }
 
-// Products of 16-bit operands: by the library where there is one.
-static void enqueue_product(const struct gpu_run *run, const struct gpu_product *product)
-{
-    if (gpu_library_multiply(run->stream, product)) return;
-    gpu_launch_multiply_mma(run->stream, &(struct gpu_product_mma){.a = product->a,
-                                                                   .b = product->b,
-                                                                   .c = product->c,
-                                                                   .m = product->m,
-                                                                   .n = product->n,
-                                                                   .k = product->k,
-                                                                   .a_pitch = product->a_pitch,
-                                                                   .b_pitch = product->b_pitch,
-                                                                   .is_bf16 = product->is_bf16});
-}
-
 static void enqueue_split(const struct gpu_run *run, const struct linear *op,
-                          const struct layout *layout, struct gpu_product *product)
+                          const struct layout *layout, struct gpu_product_mma *product)
 {
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
     void *parts = gpu_workspace(run, layout->operand);
@@ -107,17 +92,17 @@ static void enqueue_products(const struct gpu_run *run, const struct linear *op,
                                                               .b_pitch = weight->pitch});
         return;
     }
-    struct gpu_product product = {.a = gpu_address(run, &op->input),
-                                  .b = weight->data,
-                                  .c = sums,
-                                  .m = op->rows,
-                                  .n = op->k,
-                                  .k = op->c,
-                                  .a_pitch = op->c,
-                                  .b_pitch = weight->pitch,
-                                  .is_bf16 = weight->type == DTYPE_BF16};
+    struct gpu_product_mma product = {.a = gpu_address(run, &op->input),
+                                      .b = weight->data,
+                                      .c = sums,
+                                      .m = op->rows,
+                                      .n = op->k,
+                                      .k = op->c,
+                                      .a_pitch = op->c,
+                                      .b_pitch = weight->pitch,
+                                      .is_bf16 = weight->type == DTYPE_BF16};
     if (layout->parts > 1) enqueue_split(run, op, layout, &product);
-    enqueue_product(run, &product);
+    gpu_launch_multiply_mma(run->stream, &product);
 }
 
 static struct gpu_path path_of(const struct low_rank *path, float *inner)

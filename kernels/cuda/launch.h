@@ -227,13 +227,15 @@ struct gpu_product_plain {
 void gpu_launch_multiply_plain(struct gpu_stream *stream,
                                const struct gpu_product_plain *arguments);
 
-// As struct gpu_product of driver.h; a_pitch and b_pitch are multiples of 8 or the product is slow.
+// 16-bit operands; slow where a pitch is not a multiple of 8.
 struct gpu_product_mma {
-    const void *a, *b;
-    float *c;
-    uint32_t m, n, k, a_pitch, b_pitch;
-    bool is_bf16;
+    const void *a, *b;          // [m, k], [n, k]; rows of a_pitch and b_pitch elements
+    float *c;                   // [m, n]
+    uint32_t m, n, k;           //
+    uint32_t a_pitch, b_pitch;  // elements
+    bool is_bf16;               // else fp16
 };
+// c = a b^T with sums in float32, whose order depends on n and k alone.
 void gpu_launch_multiply_mma(struct gpu_stream *stream, const struct gpu_product_mma *arguments);
 
 // One adapter of a linear.

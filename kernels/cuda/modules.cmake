@@ -52,3 +52,50 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT LUNA_SANITIZE STREQUAL 
     endforeach()
   endif()
 endif()
+
+# nvcc compiles once to the code that all these cards can take over and then for each of them. The
+# option -fmad=false: nothing is fused that was not written so. The log tells registers and spills;
+# tests/emulation/spills.py reads it for ./dev lint.
+option(LUNA_CUDA "build libluna_cuda.so where nvcc is installed" ON)
+set(LUNA_CUDA_CARDS 80 86 89 90a 120 CACHE STRING "compute capabilities that libluna_cuda.so has code for")
+find_program(NVCC nvcc PATHS /usr/local/cuda/bin)
+if(LUNA_CUDA AND NVCC AND LUNA_SANITIZE STREQUAL "" AND NOT LUNA_FUZZ)
+  get_filename_component(CUDA_BIN ${NVCC} REALPATH)
+  get_filename_component(CUDA_BIN ${CUDA_BIN} DIRECTORY)
+  find_path(CUDA_INCLUDE cuda_runtime_api.h PATHS ${CUDA_BIN}/../include /usr/local/cuda/include)
+  find_library(CUDA_RUNTIME cudart_static PATHS ${CUDA_BIN}/../lib64 ${CUDA_BIN}/../lib
+               /usr/local/cuda/lib64)
+endif()
+if(CUDA_INCLUDE AND CUDA_RUNTIME)
+  list(TRANSFORM LUNA_CUDA_CARDS PREPEND "sm_" OUTPUT_VARIABLE CUDA_CODES)
+  list(JOIN CUDA_CODES "," CUDA_CODES)
+  set(CUDA_FOLDER ${CMAKE_BINARY_DIR}/cuda)
+  file(MAKE_DIRECTORY ${CUDA_FOLDER})
+  foreach(source ${GPU_KERNEL_SOURCES})
+    get_filename_component(name ${source} NAME_WE)
+    set(object ${CUDA_FOLDER}/${name}.o)
+    add_custom_command(
+      OUTPUT ${object} ${CUDA_FOLDER}/${name}.log
+      COMMAND ${NVCC} -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler
+              -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas
+              "-gencode=arch=compute_80,code=[${CUDA_CODES}]" -Xptxas -v -I${CMAKE_SOURCE_DIR}
+              -c ${source} -o ${object} > ${CUDA_FOLDER}/${name}.log 2>&1
+              || (cat ${CUDA_FOLDER}/${name}.log && false)
+      DEPENDS ${source} kernels/cuda/gpu.h kernels/cuda/elements.h kernels/cuda/tiles.h
+              kernels/cuda/launch.h kernels/cuda/driver.h
+      COMMENT "nvcc ${name}")
+    list(APPEND CUDA_OBJECTS ${object})
+  endforeach()
+  # Minutes of compilation: for those who ask for it (./dev build, ./dev lint), not for every test.
+  add_library(luna_cuda MODULE EXCLUDE_FROM_ALL ${GPU_HOST_SOURCES} kernels/cuda/driver_cuda.c ${CUDA_OBJECTS})
+  set_source_files_properties(${CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+  target_include_directories(luna_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+  target_include_directories(luna_cuda SYSTEM PRIVATE ${CUDA_INCLUDE})
+  target_compile_options(luna_cuda PRIVATE ${LUNA_WARNINGS})
+  target_link_libraries(luna_cuda PRIVATE ${CUDA_RUNTIME} Threads::Threads ${CMAKE_DL_LIBS} rt m stdc++)
+  target_link_options(luna_cuda PRIVATE -Wl,--no-undefined -Wl,--exclude-libs,ALL)
+  set_target_properties(luna_cuda PROPERTIES LINKER_LANGUAGE C C_VISIBILITY_PRESET hidden
+                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+elseif(LUNA_SANITIZE STREQUAL "")
+  message(STATUS "no nvcc: libluna_cuda.so is not built")
+endif()
