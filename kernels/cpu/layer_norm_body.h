@@ -17,7 +17,6 @@ LANES_INLINE double layer_norm_sum(const float *x, uint32_t width, double shift,
     double chains[CHAINS] = {0};
     uint32_t i = 0;
     for (; i + CHAINS <= width; i += CHAINS) {
-#pragma GCC unroll 8
         for (uint32_t j = 0; j < CHAINS; j++) {
             double away = (double)x[i + j] - shift;
             chains[j] += power == 1 ? away : away * away;
@@ -40,14 +39,15 @@ static void layer_norm(const struct operation *operation, const struct cpu_run *
     const struct layer_norm *op = &operation->layer_norm;
     const float *gamma = cpu_vector(op->gamma);
     const float *beta = cpu_vector(op->beta);
-    struct band band = band_of(item, op->rows, op->width);
+    const uint32_t width = op->width;
+    struct band band = band_of(item, op->rows, width);
     for (uint32_t row = band.begin; row < band.end; row++) {
-        const float *x = (const float *)cpu_address(run, &op->input) + (uint64_t)row * op->width;
-        float *y = (float *)cpu_address(run, &op->output) + (uint64_t)row * op->width;
-        double mean = layer_norm_sum(x, op->width, 0, 1) / op->width;
-        double variance = layer_norm_sum(x, op->width, mean, 2) / op->width;
+        const float *x = (const float *)cpu_address(run, &op->input) + (uint64_t)row * width;
+        float *y = (float *)cpu_address(run, &op->output) + (uint64_t)row * width;
+        double mean = layer_norm_sum(x, width, 0, 1) / width;
+        double variance = layer_norm_sum(x, width, mean, 2) / width;
         double scale = 1 / sqrt(variance + (double)op->epsilon);
-        for (uint32_t i = 0; i < op->width; i++) {
+        for (uint32_t i = 0; i < width; i++) {
             y[i] = (float)(((double)x[i] - mean) * scale) * gamma[i] + beta[i];
         }
     }
