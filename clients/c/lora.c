@@ -88,6 +88,7 @@ static enum status put_step(struct transfer *self, const luna_LoraPut *body, uin
     struct luna_answer *answer = NULL;
     enum status status = call(self, &request, &answer, error);
     if (status != STATUS_OK) return status;
+    assert(answer != NULL);
     *reply = *(const luna_LoraReply *)answer->body;
     luna_answer_destroy(&answer);
     return STATUS_OK;
@@ -294,6 +295,7 @@ static enum status get_piece(struct transfer *self, const char *reference, int d
     text_set(body.reference, sizeof body.reference, reference);
     enum status status = call(self, &request, &answer, error);
     if (status != STATUS_OK) return status;
+    assert(answer != NULL);
 
     const luna_LoraReply *reply = answer->body;
     const struct luna_tensor *file = luna_answer_tensor(answer, "file");

@@ -58,7 +58,9 @@ static void print_help(void)
         "  --tiling auto|never|always, --tile PX, --overlap PX, --passes 3|1\n"
         "text:\n"
         "  --negative TEXT, --prompt-2 TEXT, --clip-skip N, --size WxH, --crop X,Y, --target WxH,\n"
-        "  --lora REF[:STRENGTH]…, --lora-multiplier X\n"
+        "  --lora REF[:STRENGTH]… (a name, a hash, or a file), --lora-multiplier X\n"
+        "loras:\n"
+        "  put FILE [--name NAME], get NAME -o FILE, pin|unpin|evict NAME\n"
         "\nexit status: 0 done, 1 the daemon answered an error, 2 wrong usage, 3 nobody answers, 4 "
         "out of time\n");
 }
