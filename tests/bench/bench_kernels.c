@@ -1,13 +1,14 @@
 // bench_kernels.c - how fast the kernels of a CPU are, layer by layer, against its own FMA peak.
 //
-//     bench_kernels [threads [filter]]      every layer whose name contains filter
+//     bench_kernels [--json FILE] [threads [filter]]    every layer whose name contains filter
 //
-// The layers are the convolutions, attention and 1x1 products of the SDXL VAE's decoder at 512
-// pixels and the linears of CLIP-L and OpenCLIP-bigG. Before a layer is timed, a small version of
-// it is compared with the device "reference". Each line gives the median of several runs, in
-// direct-equivalent GFLOP/s (2 x MAC of the plain algorithm), and the share of the peak that was
-// measured just before and after it. Where others use the machine too, the last two columns say
-// more: the same in CPU time instead of wall time. Winograd may pass 100 %.
+// The layers are those of the SDXL VAE at 512 pixels, decoder and encoder, and of CLIP-L and
+// OpenCLIP-bigG. Before a layer is timed, a small version of it is compared with the device
+// "reference". Each line gives the median of several runs, in direct-equivalent GFLOP/s (2 x MAC of
+// the plain algorithm), and the share of the peak that was measured just before and after it. Where
+// others use the machine too, the last two columns say more: the same in CPU time instead of wall
+// time. Winograd may pass 100 %. At the end some layers run with one thread and with all of them,
+// in turns: what the threads are worth.
 
 #include <assert.h>
 #include <math.h>
@@ -40,68 +41,111 @@ struct layer {
     bool norm;          // GroupNorm and SiLU of the input
     bool residual;      // is added
     uint32_t shortcut;  // channels of a 1x1 shortcut, or 0
-    uint32_t count;     // of this layer in one decode of 512 x 512
+    uint32_t decodes;   // of this layer in one decode to 512 x 512
+    uint32_t encodes;   // of this layer in one encode of 512 x 512
+    bool halve;         // stride 2
 };
 
-#define CONV(name, size, c, k, side, count)                                                        \
+#define CONV(name, size, c, k, side, decodes, encodes)                                             \
     {                                                                                              \
-        name, LAYER_CONVOLUTION, size, size, c, k, side, false, true, false, 0, count              \
+        name, LAYER_CONVOLUTION, size, size, c, k, side, false, true, false, 0, decodes, encodes,  \
+            false                                                                                  \
     }
-#define LAST(name, size, c, k, shortcut, count)                                                    \
+#define LAST(name, size, c, k, shortcut, decodes, encodes)                                         \
     {                                                                                              \
         name, LAYER_CONVOLUTION, size, size, c, k, 3, false, true, (shortcut) == 0, shortcut,      \
-            count                                                                                  \
+            decodes, encodes, false                                                                \
     }
 #define UP(name, size, c)                                                                          \
     {                                                                                              \
-        name, LAYER_CONVOLUTION, size, size, c, c, 3, true, false, false, 0, 1                     \
+        name, LAYER_CONVOLUTION, size, size, c, c, 3, true, false, false, 0, 1, 0, false           \
+    }
+#define DOWN(name, size, c)                                                                        \
+    {                                                                                              \
+        name, LAYER_CONVOLUTION, size, size, c, c, 3, false, false, false, 0, 0, 1, true           \
+    }
+#define END(name, size, c, k, side, decodes, encodes)                                              \
+    {                                                                                              \
+        name, LAYER_CONVOLUTION, size, size, c, k, side, false, false, false, 0, decodes, encodes, \
+            false                                                                                  \
+    }
+#define ATTENTION(name, tokens, texts, heads, width, count)                                        \
+    {                                                                                              \
+        name, LAYER_ATTENTION, tokens, texts, heads, width, 0, false, false, false, 0, count,      \
+            count, false                                                                           \
     }
 #define LINEAR(name, rows, c, k)                                                                   \
     {                                                                                              \
-        name, LAYER_LINEAR, rows, 1, c, k, 1, false, false, false, 0, 0                            \
+        name, LAYER_LINEAR, rows, 1, c, k, 1, false, false, false, 0, 0, 0, false                  \
     }
 
 static const struct layer layers[] = {
-    CONV("conv 512>512 @64 first", 64, 512, 512, 3, 5),
-    LAST("conv 512>512 @64 last", 64, 512, 512, 0, 5),
+    CONV("conv 512>512 @64 first", 64, 512, 512, 3, 5, 4),
+    LAST("conv 512>512 @64 last", 64, 512, 512, 0, 5, 4),
     UP("up 512 @64>128", 64, 512),
-    CONV("conv 512>512 @128 first", 128, 512, 512, 3, 3),
-    LAST("conv 512>512 @128 last", 128, 512, 512, 0, 3),
+    CONV("conv 512>512 @128 first", 128, 512, 512, 3, 3, 1),
+    LAST("conv 512>512 @128 last", 128, 512, 512, 0, 3, 1),
     UP("up 512 @128>256", 128, 512),
-    CONV("conv 512>256 @256 first", 256, 512, 256, 3, 1),
-    LAST("conv 256>256 @256 shortcut", 256, 256, 256, 512, 1),
-    CONV("conv 256>256 @256 first", 256, 256, 256, 3, 2),
-    LAST("conv 256>256 @256 last", 256, 256, 256, 0, 2),
+    CONV("conv 512>256 @256 first", 256, 512, 256, 3, 1, 0),
+    LAST("conv 256>256 @256 shortcut 512", 256, 256, 256, 512, 1, 0),
+    CONV("conv 256>256 @256 first", 256, 256, 256, 3, 2, 1),
+    LAST("conv 256>256 @256 last", 256, 256, 256, 0, 2, 1),
     UP("up 256 @256>512", 256, 256),
-    CONV("conv 256>128 @512 first", 512, 256, 128, 3, 1),
-    LAST("conv 128>128 @512 shortcut", 512, 128, 128, 256, 1),
-    CONV("conv 128>128 @512 first", 512, 128, 128, 3, 2),
-    LAST("conv 128>128 @512 last", 512, 128, 128, 0, 2),
-    {"conv_in 4>512 @64", LAYER_CONVOLUTION, 64, 64, 4, 512, 3, false, false, false, 0, 1},
-    CONV("conv_out 128>3 @512", 512, 128, 3, 3, 1),
-    CONV("1x1 qkv 512>1536 @64", 64, 512, 1536, 1, 1),
-    {"1x1 out 512>512 @64", LAYER_CONVOLUTION, 64, 64, 512, 512, 1, false, false, true, 0, 1},
-    {"attention 4096 x 512", LAYER_ATTENTION, 4096, 1, 1, 512, 0, false, false, false, 0, 1},
-    {"attention causal 77 x 12 x 64", LAYER_ATTENTION, 77, 1, 12, 64, 0, false, false, false, 0, 0},
-    {"attention causal 8x 77 x 20 x 64", LAYER_ATTENTION, 77, 8, 20, 64, 0, false, false, false, 0,
-     0},
+    CONV("conv 256>128 @512 first", 512, 256, 128, 3, 1, 0),
+    LAST("conv 128>128 @512 shortcut 256", 512, 128, 128, 256, 1, 0),
+    CONV("conv 128>128 @512 first", 512, 128, 128, 3, 2, 2),
+    LAST("conv 128>128 @512 last", 512, 128, 128, 0, 2, 2),
+    END("conv_in 4>512 @64", 64, 4, 512, 3, 1, 0),
+    CONV("conv_out 128>3 @512", 512, 128, 3, 3, 1, 0),
+    END("1x1 post_quant 4>4 @64", 64, 4, 4, 1, 1, 0),
+    END("conv_in 3>128 @512", 512, 3, 128, 3, 0, 1),
+    DOWN("down 128 @512>256", 512, 128),
+    CONV("conv 128>256 @256 first", 256, 128, 256, 3, 0, 1),
+    LAST("conv 256>256 @256 shortcut 128", 256, 256, 256, 128, 0, 1),
+    DOWN("down 256 @256>128", 256, 256),
+    CONV("conv 256>512 @128 first", 128, 256, 512, 3, 0, 1),
+    LAST("conv 512>512 @128 shortcut 256", 128, 512, 512, 256, 0, 1),
+    DOWN("down 512 @128>64", 128, 512),
+    CONV("conv_out 512>8 @64", 64, 512, 8, 3, 0, 1),
+    END("1x1 quant 8>8 @64", 64, 8, 8, 1, 0, 1),
+    CONV("1x1 qkv 512>1536 @64", 64, 512, 1536, 1, 1, 1),
+    {"1x1 out 512>512 @64", LAYER_CONVOLUTION, 64, 64, 512, 512, 1, false, false, true, 0, 1, 1,
+     false},
+    ATTENTION("attention 4096 x 512", 4096, 1, 1, 512, 1),
+    ATTENTION("attention causal 77 x 12 x 64", 77, 1, 12, 64, 0),
+    ATTENTION("attention causal 77 x 20 x 64", 77, 1, 20, 64, 0),
+    ATTENTION("attention causal 8x 77 x 20 x 64", 77, 8, 20, 64, 0),
     LINEAR("clip_l 77 x 768>2304", 77, 768, 2304),
     LINEAR("clip_l 77 x 768>768", 77, 768, 768),
     LINEAR("clip_l 77 x 768>3072", 77, 768, 3072),
     LINEAR("clip_l 77 x 3072>768", 77, 3072, 768),
+    LINEAR("clip_l 154 x 768>2304", 154, 768, 2304),
+    LINEAR("clip_l 154 x 768>768", 154, 768, 768),
     LINEAR("clip_l 154 x 768>3072", 154, 768, 3072),
     LINEAR("clip_l 154 x 3072>768", 154, 3072, 768),
+    LINEAR("clip_l 616 x 768>2304", 616, 768, 2304),
+    LINEAR("clip_l 616 x 768>768", 616, 768, 768),
     LINEAR("clip_l 616 x 768>3072", 616, 768, 3072),
     LINEAR("clip_l 616 x 3072>768", 616, 3072, 768),
     LINEAR("big_g 77 x 1280>3840", 77, 1280, 3840),
     LINEAR("big_g 77 x 1280>1280", 77, 1280, 1280),
     LINEAR("big_g 77 x 1280>5120", 77, 1280, 5120),
     LINEAR("big_g 77 x 5120>1280", 77, 5120, 1280),
+    LINEAR("big_g 154 x 1280>3840", 154, 1280, 3840),
+    LINEAR("big_g 154 x 1280>1280", 154, 1280, 1280),
     LINEAR("big_g 154 x 1280>5120", 154, 1280, 5120),
     LINEAR("big_g 154 x 5120>1280", 154, 5120, 1280),
+    LINEAR("big_g 616 x 1280>3840", 616, 1280, 3840),
+    LINEAR("big_g 616 x 1280>1280", 616, 1280, 1280),
     LINEAR("big_g 616 x 1280>5120", 616, 1280, 5120),
     LINEAR("big_g 616 x 5120>1280", 616, 5120, 1280),
 };
+#define LAYERS (sizeof layers / sizeof layers[0])
+
+// Those that run with one thread and with all.
+static const char *const scaled[] = {"conv 512>512 @64 last", "up 512 @64>128",
+                                     "conv 256>256 @256 first", "conv 128>128 @512 last",
+                                     "big_g 154 x 5120>1280"};
 
 static void must(enum status status, const struct error *error, const char *what)
 {
@@ -260,6 +304,7 @@ static struct shape make_shape(struct program *program, const struct layer *laye
     struct shape shape = {.oh = layer->h, .ow = layer->w, .input_c = layer->c};
     uint32_t k = layer->k;
     if (layer->upsample) shape.oh *= 2, shape.ow *= 2;
+    if (layer->halve) shape.oh = (layer->h - 2) / 2 + 1, shape.ow = (layer->w - 2) / 2 + 1;
     if (layer->kind == LAYER_ATTENTION) {
         shape.input_c = 3 * layer->c * layer->k;
         k = layer->c * layer->k;
@@ -320,7 +365,7 @@ static void add_convolution(struct bench *self, struct program *program, const s
         .k = layer->k,
         .weight = make_weight(self, WEIGHT_CONVOLUTION, layer->k, layer->c, layer->side),
         .bias = make_vector(self, layer->k),
-        .stride = 1,
+        .stride = layer->halve ? 2 : 1,
         .upsample = layer->upsample,
         .statistics = shape->written,
     };
@@ -373,16 +418,17 @@ static void add_layer(struct bench *self, struct program *program, const struct 
     } else if (layer->kind == LAYER_ATTENTION) {
         add_attention(program, layer, shape);
     } else {
-        program_linear(program,
-                       &(struct linear){
-                           .input = shape->input,
-                           .rows = layer->h,
-                           .c = layer->c,
-                           .output = shape->output,
-                           .k = layer->k,
-                           .weight = make_weight(self, WEIGHT_MATRIX, layer->k, layer->c, 1),
-                           .bias = make_vector(self, layer->k),
-                           .activation = layer->k > layer->c ? ACTIVATION_GELU : ACTIVATION_NONE});
+        program_linear(
+            program,
+            &(struct linear){.input = shape->input,
+                             .rows = layer->h,
+                             .c = layer->c,
+                             .output = shape->output,
+                             .k = layer->k,
+                             .weight = make_weight(self, WEIGHT_MATRIX, layer->k, layer->c, 1),
+                             .bias = make_vector(self, layer->k),
+                             .activation =
+                                 layer->k == 4 * layer->c ? ACTIVATION_GELU : ACTIVATION_NONE});
     }
 }
 
@@ -422,6 +468,7 @@ static void bench_create(struct bench *self, struct device *device, const struct
     for (size_t i = 0; i < latent_floats; i++) self->latent[i] = random_float();
     uint32_t k = layer->kind == LAYER_ATTENTION ? layer->c * layer->k : layer->k;
     self->result_floats = (size_t)layer->h * layer->w * k * (layer->upsample ? 4 : 1);
+    if (layer->halve) self->result_floats = (size_t)(layer->h / 2) * (layer->w / 2) * k;
     self->result = memory(self->result_floats * sizeof(float));
 }
 
@@ -436,10 +483,9 @@ static void bench_destroy(struct bench *self)
     free(self->result);
 }
 
-// Fills the input, runs the layer and stores its result; then runs the layer alone, up to runs_max
-// times. Returns how often; the arena keeps the input from program to program.
-static uint32_t bench_run(struct bench *self, const struct layer *layer, struct times *times,
-                          uint32_t runs_max, uint64_t *operations)
+// Fills the input, runs the layer and stores its result. Returns the program that runs the layer
+// alone: the arena keeps the input from program to program.
+static struct program *bench_prepare(struct bench *self, const struct layer *layer)
 {
     struct error error;
     struct program *first = begin_program(self);
@@ -457,18 +503,22 @@ static uint32_t bench_run(struct bench *self, const struct layer *layer, struct 
     program_store(first, &(struct store){shape.output, slot, self->result_floats});
     must(program_finish(first, &error), &error, layer->name);
     run_program(self, first);
+    program_destroy(&first);
 
     shape = make_shape(again, layer);
     add_layer(self, again, layer, &shape);
     must(program_finish(again, &error), &error, layer->name);
-    *operations = program_operations(again);
+    return again;
+}
+
+// Runs the layer at least RUNS_MIN times and until LAYER_NS have passed; returns how often.
+static uint32_t bench_time(struct bench *self, const struct program *program, struct times *times)
+{
     uint32_t runs = 0;
     uint64_t start = now_ns();
-    while (runs < runs_max && (runs < RUNS_MIN || now_ns() - start < LAYER_NS)) {
-        times[runs++] = run_program(self, again);
+    while (runs < RUNS_MAX && (runs < RUNS_MIN || now_ns() - start < LAYER_NS)) {
+        times[runs++] = run_program(self, program);
     }
-    program_destroy(&again);
-    program_destroy(&first);
     return runs;
 }
 
@@ -492,13 +542,13 @@ static double check_layer(struct device *device, struct device *reference,
 {
     struct layer small = *layer;
     struct bench benches[2];
-    uint64_t operations = 0;
     small.h = small.h < 16 ? small.h : layer->kind == LAYER_ATTENTION ? 150 : 16;
     if (layer->kind == LAYER_CONVOLUTION) small.h = 9, small.w = 13;
     if (layer->kind == LAYER_ATTENTION && small.w > 2) small.w = 2;
     for (int i = 0; i < 2; i++) {
         bench_create(&benches[i], i == 0 ? device : reference, &small);
-        bench_run(&benches[i], &small, NULL, 0, &operations);
+        struct program *program = bench_prepare(&benches[i], &small);
+        program_destroy(&program);
     }
     double squares = 0;
     double largest = 0;
@@ -512,34 +562,126 @@ static double check_layer(struct device *device, struct device *reference,
     return largest / rms;
 }
 
-// Prints one line and returns the time of one run, in seconds; adds to the CPU time of a decode.
-static double bench_layer(struct device *device, struct device *reference,
-                          const struct layer *layer, uint32_t threads, double *busy_s)
+// What all lines are measured on and written to.
+struct report {
+    struct device *device;     // all threads
+    struct device *single;     // one thread
+    struct device *reference;  // to compare with
+    uint32_t threads;          // of device
+    FILE *json;                // or NULL
+    double decode_s[2];        // wall and CPU time of one decode's layers
+    double encode_s[2];        // likewise
+    uint32_t layers_count;     // written to json
+};
+
+static void check_or_exit(const struct report *self, const struct layer *layer, double *error)
 {
-    double error = check_layer(device, reference, layer);
-    if (!(error < 5e-5)) {
-        fprintf(stderr, "%s: differs from the reference by %.2g\n", layer->name, error);
-        exit(1);
-    }
+    *error = check_layer(self->device, self->reference, layer);
+    if (*error < 5e-5) return;
+    fprintf(stderr, "%s: differs from the reference by %.2g\n", layer->name, *error);
+    exit(1);
+}
+
+// Checks, times and prints one layer.
+static void report_layer(struct report *self, const struct layer *layer)
+{
+    double error = 0;
+    check_or_exit(self, layer, &error);
     struct bench bench;
     struct times times[RUNS_MAX];
-    uint64_t operations = 0;
-    bench_create(&bench, device, layer);
-    double peak = measure_peak(threads);
-    uint32_t runs = bench_run(&bench, layer, times, RUNS_MAX, &operations);
-    peak = (peak + measure_peak(threads)) / 2;
+    bench_create(&bench, self->device, layer);
+    struct program *program = bench_prepare(&bench, layer);
+    double operations = (double)program_operations(program);
+    double peak = measure_peak(self->threads);
+    uint32_t runs = bench_time(&bench, program, times);
+    peak = (peak + measure_peak(self->threads)) / 2;
+    program_destroy(&program);
     bench_destroy(&bench);
     qsort(times, runs, sizeof times[0], compare_busies);
-    double busy = (double)operations * threads / (double)times[runs / 2].busy_ns;
-    *busy_s += (double)times[runs / 2].busy_ns * 1e-9 * layer->count;
+    double busy_ns = (double)times[runs / 2].busy_ns;
+    double busy = operations * self->threads / busy_ns;
     qsort(times, runs, sizeof times[0], compare_walls);
-    double median_ns = (double)times[runs / 2].wall_ns;
-    double speed = (double)operations / median_ns;
+    double wall_ns = (double)times[runs / 2].wall_ns;
+    double best_ns = (double)times[0].wall_ns;
+    double speed = operations / wall_ns;
+    const double spent_s[2] = {wall_ns * 1e-9, busy_ns * 1e-9};
+    for (int i = 0; i < 2; i++) self->decode_s[i] += spent_s[i] * layer->decodes;
+    for (int i = 0; i < 2; i++) self->encode_s[i] += spent_s[i] * layer->encodes;
     printf("%-34s %8.1e %9.2f %9.2f %7.1f %5.0f %% %7.1f %5.0f %%\n", layer->name, error,
-           median_ns * 1e-6, (double)times[0].wall_ns * 1e-6, speed, speed / peak * 100, busy,
-           busy / peak * 100);
+           wall_ns * 1e-6, best_ns * 1e-6, speed, speed / peak * 100, busy, busy / peak * 100);
     fflush(stdout);
-    return median_ns * 1e-9;
+    if (self->json == NULL) return;
+    fprintf(self->json,
+            "%s  {\"layer\": \"%s\", \"error\": %.3g, \"median_ms\": %.4f, \"best_ms\": %.4f, "
+            "\"cpu_ms\": %.4f, \"gflops\": %.2f, \"peak_gflops\": %.2f, \"runs\": %u}",
+            self->layers_count++ > 0 ? ",\n" : "", layer->name, error, wall_ns * 1e-6,
+            best_ns * 1e-6, busy_ns * 1e-6, speed, peak, runs);
+}
+
+// Runs a layer with one thread and with all, in turns; the ratio of the medians.
+static double report_scaling(const struct report *self, const struct layer *layer)
+{
+    struct bench benches[2];
+    struct program *programs[2];
+    struct times times[2][RUNS_MAX];
+    for (int i = 0; i < 2; i++) {
+        bench_create(&benches[i], i == 0 ? self->single : self->device, layer);
+        programs[i] = bench_prepare(&benches[i], layer);
+    }
+    uint32_t runs = 0;
+    uint64_t start = now_ns();
+    while (runs < RUNS_MAX && (runs < RUNS_MIN || now_ns() - start < 2 * LAYER_NS)) {
+        for (int i = 0; i < 2; i++) times[i][runs] = run_program(&benches[i], programs[i]);
+        runs++;
+    }
+    for (int i = 0; i < 2; i++) {
+        qsort(times[i], runs, sizeof times[i][0], compare_walls);
+        program_destroy(&programs[i]);
+        bench_destroy(&benches[i]);
+    }
+    double one_ns = (double)times[0][runs / 2].wall_ns;
+    double all_ns = (double)times[1][runs / 2].wall_ns;
+    printf("%-34s %9.2f ms with 1 thread, %9.2f with %u: %.2f times\n", layer->name, one_ns * 1e-6,
+           all_ns * 1e-6, self->threads, one_ns / all_ns);
+    return one_ns / all_ns;
+}
+
+static bool is_scaled(const struct layer *layer)
+{
+    for (size_t i = 0; i < sizeof scaled / sizeof scaled[0]; i++) {
+        if (strcmp(layer->name, scaled[i]) == 0) return true;
+    }
+    return false;
+}
+
+static void report_all(struct report *self, const char *filter)
+{
+    double peak = measure_peak(self->threads);
+    printf("%s, %u threads\n", device_info(self->device)->label, self->threads);
+    printf("FMA peak %.1f GFLOP/s\n", peak);
+    printf("%-34s %8s %9s %9s %7s %7s %7s %7s\n", "layer", "error", "median ms", "best ms", "GF/s",
+           "peak", "busy", "peak");
+    if (self->json != NULL) {
+        fprintf(self->json, "{\"device\": \"%s\", \"threads\": %u, \"peak_gflops\": %.2f,\n",
+                device_info(self->device)->label, self->threads, peak);
+        fprintf(self->json, " \"layers\": [\n");
+    }
+    for (size_t i = 0; i < LAYERS; i++) {
+        if (strstr(layers[i].name, filter) != NULL) report_layer(self, &layers[i]);
+    }
+    double least = INFINITY;
+    for (size_t i = 0; self->threads > 1 && i < LAYERS; i++) {
+        if (strstr(layers[i].name, filter) == NULL || !is_scaled(&layers[i])) continue;
+        least = fmin(least, report_scaling(self, &layers[i]));
+    }
+    printf("sum over the layers of 512 x 512: decode %.2f s, CPU time %.2f s; encode %.2f s, CPU "
+           "time %.2f s\n",
+           self->decode_s[0], self->decode_s[1], self->encode_s[0], self->encode_s[1]);
+    if (self->json == NULL) return;
+    fprintf(self->json,
+            "],\n \"decode_s\": %.4f, \"encode_s\": %.4f, \"scaling_least\": ", self->decode_s[0],
+            self->encode_s[0]);
+    fprintf(self->json, isfinite(least) ? "%.3f}\n" : "null}\n", least);
 }
 
 static struct device *open_named(const char *name, uint32_t threads)
@@ -553,27 +695,25 @@ static struct device *open_named(const char *name, uint32_t threads)
 
 int main(int argc, char **argv)
 {
-    uint32_t threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 2;
-    const char *filter = argc > 2 ? argv[2] : "";
-    if (threads < 1 || threads > THREADS_MAX) {
-        fprintf(stderr, "usage: bench_kernels [threads 1..%u [filter]]\n", THREADS_MAX);
+    struct report report = {.json = NULL};
+    int at = 1;
+    if (argc > 2 && strcmp(argv[1], "--json") == 0) {
+        report.json = fopen(argv[2], "w");
+        at = 3;
+    }
+    report.threads = argc > at ? (uint32_t)strtoul(argv[at], NULL, 10) : 2;
+    if (report.threads < 1 || report.threads > THREADS_MAX) {
+        fprintf(stderr, "usage: bench_kernels [--json FILE] [threads 1..%u [filter]]\n",
+                THREADS_MAX);
         return 2;
     }
-    struct device *device = open_named("cpu", threads);
-    struct device *reference = open_named("reference", 1);
-    printf("%s, %u threads\n", device_info(device)->label, threads);
-    printf("FMA peak %.1f GFLOP/s\n", measure_peak(threads));
-    printf("%-34s %8s %9s %9s %7s %7s %7s %7s\n", "layer", "error", "median ms", "best ms", "GF/s",
-           "peak", "busy", "peak");
-    double decode_s = 0;
-    double busy_s = 0;
-    for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        if (strstr(layers[i].name, filter) == NULL) continue;
-        decode_s += layers[i].count * bench_layer(device, reference, &layers[i], threads, &busy_s);
-    }
-    printf("sum over the layers of one decode of 512 x 512: %.2f s, CPU time %.2f s\n", decode_s,
-           busy_s);
-    device_close(&reference);
-    device_close(&device);
+    report.device = open_named("cpu", report.threads);
+    report.single = open_named("cpu", 1);
+    report.reference = open_named("reference", 1);
+    report_all(&report, argc > at + 1 ? argv[at + 1] : "");
+    if (report.json != NULL) fclose(report.json);
+    device_close(&report.reference);
+    device_close(&report.single);
+    device_close(&report.device);
     return 0;
 }
