@@ -46,6 +46,7 @@ struct lora_files_change {
 enum status lora_files_take(struct lora_files *self, struct lora_scan *scan, uint64_t number,
                             struct lora_files_change *change, struct error *error);
 
+// All files, in the order of their directories and paths.
 uint32_t lora_files_count(const struct lora_files *self);
 struct lora_file *lora_files_at(struct lora_files *self, uint32_t index);
 

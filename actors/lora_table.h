@@ -194,6 +194,7 @@ struct lora_content *lora_table_expired(const struct lora_table *self, uint64_t 
 void lora_table_reserve(struct lora_table *self, uint64_t bytes);
 void lora_table_unreserve(struct lora_table *self, uint64_t bytes);
 
+// How many there are of everything, since start and now.
 struct lora_counts lora_table_counts(const struct lora_table *self);
 
 // Asserts everything that must hold: sums agree, residents fit, names are unique and name what is

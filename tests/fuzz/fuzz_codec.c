@@ -86,6 +86,9 @@ static void try_letter(struct bytes frame)
 // What a client reads.
 static void try_answer(const pb_msgdesc_t *type, struct bytes frame)
 {
+    _Static_assert(sizeof(luna_TextReply) <= sizeof(luna_ModelListReply) + sizeof(luna_Status) &&
+                       sizeof(luna_LoraListReply) <= sizeof(luna_ModelListReply),
+                   "any answer fits");
     luna_ModelListReply *largest = calloc(1, sizeof *largest + sizeof(luna_Status));
     require(largest != NULL);
     if (codec_decode(type, frame, largest, NULL) == STATUS_OK) {
@@ -97,9 +100,11 @@ static void try_answer(const pb_msgdesc_t *type, struct bytes frame)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const pb_msgdesc_t *const answers[] = {
-        luna_ImageReply_fields,   luna_TextReply_fields, luna_ModelListReply_fields,
-        luna_Status_fields,       luna_PingReply_fields, luna_LeaseReply_fields,
-        luna_LeaseRequest_fields, luna_Event_fields,
+        luna_ImageReply_fields,    luna_TextReply_fields,     luna_ModelListReply_fields,
+        luna_Status_fields,        luna_PingReply_fields,     luna_LeaseReply_fields,
+        luna_LeaseRequest_fields,  luna_Event_fields,         luna_LoraReply_fields,
+        luna_LoraListReply_fields, luna_LoraScanReply_fields, luna_LoraStats_fields,
+        luna_AdapterReply_fields,
     };
     if (size == 0) return 0;
     struct bytes rest = {data + 1, size - 1};

@@ -115,6 +115,39 @@ def event():
     )
 
 
+def lora():
+    return luna.Lora(
+        name="style",
+        hash="ab" * 32,
+        encoder_hash="cd" * 32,
+        bytes=1 << 33,
+        memory_bytes=1 << 20,
+        format="safetensors",
+        path="folder/style.safetensors",
+        rank=32,
+        encoders=["l", "g"],
+        modules=264,
+        family="lora",
+        uses=3,
+        hits=2,
+        load_ms=1.5,
+        age_seconds=0.25,
+        pins=1,
+        pinned=True,
+        resident=True,
+    )
+
+
+def resolved():
+    letter = actors.Letter()
+    letter.stack_resolved.job = 7
+    letter.stack_resolved.entries.add(
+        encoder_hash=b"\xcd" * 32, strength_l=0.8, strength_g=-1.0, bytes=1 << 20, keys_other=722
+    )
+    letter.stack_resolved.entries.add(one_shot=True)
+    return letter
+
+
 def letter():
     letter = actors.Letter()
     letter.worker_down.worker = (7 << 16) | 3
@@ -182,6 +215,25 @@ def requests():
             header(luna.MODEL_REGISTER),
             luna.ModelRegister(name="sdxl", files=["a.safetensors", "b.safetensors"]),
         ),
+        "encode_stack": (
+            header(luna.ENCODE_TEXT, prompt=(luna.U8, 1, [9]), lora__0=(luna.U8, 1, [99])),
+            luna.EncodeText(loras=[luna.LoraEntry(tensor="lora.0", strength=0.5)], lora_scaling=2.0),
+        ),
+        "lora_put": (
+            header(luna.LORA_PUT, file=(luna.U8, 1, [99])),
+            luna.LoraPut(name="style", hash="ab" * 32),
+        ),
+        "lora_begin": (
+            header(luna.LORA_PUT),
+            luna.LoraPut(step=luna.PUT_BEGIN, hash="ab" * 32, bytes=1 << 40),
+        ),
+        "lora_chunk": (
+            header(luna.LORA_PUT, file=(luna.U8, 1, [99])),
+            luna.LoraPut(step=luna.PUT_CHUNK, upload=(1 << 64) - 1, offset=1 << 33),
+        ),
+        "lora_has": (header(luna.LORA_HAS), luna.LoraName(reference="folder/größe.safetensors")),
+        "lora_get": (header(luna.LORA_GET), luna.LoraGet(reference="style", offset=7, bytes=9)),
+        "lora_list": (header(luna.LORA_LIST), luna.Page(offset=16)),
         "load": (header(luna.MODEL_LOAD), luna.ModelName(name="sdxl")),
         "list": (header(luna.MODEL_LIST), luna.Page(offset=32)),
         "cancel": (header(luna.CANCEL), luna.Cancel(id=ID)),
@@ -191,7 +243,17 @@ def requests():
 
 
 def write_corpus(vectors):
-    kinds = {"header": 0, "letter": 2, "status": 3, "lease_reply": 5, "event": 7}
+    # A byte above 2 chooses the answer by its rest modulo those that fuzz_codec.c knows.
+    kinds = {
+        "header": 0,
+        "letter": 2,
+        "status": 3,
+        "lease_reply": 5,
+        "event": 7,
+        "lora_reply": 8,
+        "lora_list": 9,
+        "adapter_reply": 12,
+    }
     for name, message in vectors.items():
         kind = kinds.get(name.partition(".")[0])
         if kind is not None:
@@ -220,6 +282,10 @@ def main():
         "event.full": event(),
         "letter.worker_down": letter(),
         "letter.stop_all": empty_letter(),
+        "letter.stack_resolved": resolved(),
+        "lora_reply.full": luna.LoraReply(lora=lora(), upload=1 << 63, known=True, received_bytes=9),
+        "lora_list.full": luna.LoraListReply(loras=[lora(), luna.Lora(name="other")], total=18),
+        "adapter_reply.full": luna.AdapterReply(code=luna.NOT_FOUND, message="no", lora=lora()),
         "empty.empty": luna.Empty(),
         "encode_image.zeros": luna.EncodeImage(tile=0, overlap=0, passes=0),
         "lease_reply.full": luna.LeaseReply(

@@ -46,6 +46,10 @@ static void what_python_wrote_is_written_back_byte_for_byte(void **state)
         {"letter.stop_all", luna_Letter_fields},
         {"lease_reply.full", luna_LeaseReply_fields},
         {"empty.empty", luna_Empty_fields},
+        {"letter.stack_resolved", luna_Letter_fields},
+        {"lora_reply.full", luna_LoraReply_fields},
+        {"lora_list.full", luna_LoraListReply_fields},
+        {"adapter_reply.full", luna_AdapterReply_fields},
     };
     void *message = calloc(1, STRUCT_BYTES_MAX);
     assert_non_null(message);
