@@ -254,7 +254,7 @@ static void store_models(struct registry *self)
     if (entries == NULL) {
         status = error_set(&error, STATUS_RESOURCE_EXHAUSTED, "no memory for the list of models");
     }
-    for (uint32_t i = 0; status == STATUS_OK && i < self->count; i++) {
+    for (uint32_t i = 0; entries != NULL && i < self->count; i++) {
         if (!self->models[i].is_client) continue;
         entries[count].order = self->models[i].order;
         text_set(entries[count].name, sizeof entries[count].name, self->models[i].model.name);
@@ -479,6 +479,7 @@ static void open_one(struct registry *self, const char *name, const struct lane_
     struct opening *opening = NULL;
     struct error error = {0};
     if (registry_start_opening(self, name, order, &opening, &error) == STATUS_OK) {
+        assert(opening != NULL);
         opening->is_client = is_client;
         return;
     }

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from conftest import is_alive, latent_request, request, text_request, wait_until
+from conftest import Raw, is_alive, latent_request, request, text_request, wait_until
 from files import random_latent, read_safetensors, pack_safetensors
 from luna import luna_pb2 as pb
 
@@ -26,8 +26,17 @@ def own(models, request):
     path.unlink(missing_ok=True)
 
 
+def exchange(daemon, *frames, seconds=40):
+    """One question on a connection of its own, closed at once: tests ask often."""
+    client = Raw(daemon.ipc)
+    try:
+        return client.ask(*frames, seconds=seconds)
+    finally:
+        client.close()
+
+
 def ask(daemon, operation, body, seconds=30):
-    answer, rest = daemon.raw().ask(request(operation), body, seconds=seconds)
+    answer, rest = exchange(daemon, request(operation), body, seconds=seconds)
     return answer, pb.ModelReply.FromString(rest[0]).model if answer.code == pb.OK else None
 
 
@@ -49,9 +58,9 @@ def unload(daemon, name="own"):
     return ask(daemon, pb.MODEL_UNLOAD, pb.ModelName(name=name))
 
 
-def decode(daemon, name="own", seconds=40):
+def decode(daemon, name="own"):
     header, payload = latent_request(LATENT, model=name)
-    answer, rest = daemon.raw().ask(header, b"", payload, seconds=seconds)
+    answer, rest = exchange(daemon, header, b"", payload)
     return answer, rest[1] if answer.code == pb.OK else None
 
 
@@ -113,10 +122,10 @@ def test_a_load_holds_every_network_and_an_unload_none(make_daemon):
     daemon = make_daemon()
     answer, loaded = load(daemon, "demo")
     assert answer.code == pb.OK and loaded.state == "loaded" and loaded.loaded_on == ["cpu"], answer
-    told = daemon.status().devices[0].weights_bytes
-    assert told > 0
+    held = wait_until(lambda: (lambda bytes: bytes >= loaded.bytes and bytes)(daemon.status().devices[0].weights_bytes),
+                      10, "the device tells of all weights")
     assert load(daemon, "demo")[0].code == pb.OK
-    assert daemon.status().devices[0].weights_bytes == told
+    assert daemon.status().devices[0].weights_bytes == held
     answer, left = unload(daemon, "demo")
     assert answer.code == pb.OK and left.state == "registered" and not left.loaded_on, answer
     wait_until(lambda: daemon.status().devices[0].weights_bytes == 0, 10, "the weights are gone")
