@@ -40,8 +40,9 @@ def torch_side(switches, threads):
     shapes = []
     for layers, width, mlp in ENCODERS:
         shapes += layers * (4 * [(width, width)] + [(mlp, width), (width, mlp)])
-    weights = [torch.randn(shape, dtype=torch.float32).mul_(0.02).half() for shape in shapes]
-    adapters = [[(torch.randn(rows, RANK).mul_(0.02).half(), torch.randn(RANK, columns).mul_(0.02).half())
+    half = torch.float16  # the values do not matter for the time
+    weights = [torch.full(shape, 0.02, dtype=half) for shape in shapes]
+    adapters = [[(torch.full((rows, RANK), 0.02, dtype=half), torch.full((RANK, columns), 0.02, dtype=half))
                  for rows, columns in shapes] for _ in range(2)]
     backups = [weight.clone() for weight in weights]
 
