@@ -207,7 +207,11 @@ static enum status read_file(struct lora_lane *self, int descriptor, const struc
     enum status status =
         tensor_table_open_descriptor(&table, descriptor, order->name, &self->reader, error);
     if (status != STATUS_OK) return status;
-    status = lora_describe(table, &facts.description, error);
+    // A description reads scalars through the mapping; hashing, which follows, does not.
+    if (!tensor_table_unchanged(table)) {
+        status = error_set(error, STATUS_FAILED_PRECONDITION, "the file changed while it was read");
+    }
+    if (status == STATUS_OK) status = lora_describe(table, &facts.description, error);
     if (status == STATUS_OK && !order->known) {
         status = hash_both(self, table, order->encoder_only, &facts, error);
     }

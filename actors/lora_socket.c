@@ -21,6 +21,8 @@
 #include "runtime/channel.h"
 #include "runtime/socket.h"
 
+#define EXECUTORS_KEPT 64u  // connections that clients leave to executors
+
 static void close_connection(struct lora_connection *connection)
 {
     assert(connection->socket >= 0);
@@ -46,7 +48,9 @@ static bool serve_executor(struct lora_connection *connection, struct bytes fram
     int descriptor = -1;
     if (content != NULL) {
         descriptor = content->encoder >= 0 ? content->encoder : content->file;
-        fetched->bytes = content->facts.file_bytes;
+        struct lora_identity identity = {.size = 0};
+        lora_scan_identify(descriptor, &identity);
+        fetched->bytes = identity.size;
     } else {
         fetched->code = luna_Code_NOT_FOUND;
         text_set(fetched->message, sizeof fetched->message, "the adapter is not resident any more");
@@ -146,9 +150,11 @@ static void on_connection(void *state)
     }
 }
 
-static struct lora_connection *unused_connection(struct lora_store *self)
+// Clients leave some for executors.
+static struct lora_connection *unused_connection(struct lora_store *self, bool is_client)
 {
-    for (uint32_t i = 0; i < LORA_CONNECTIONS_MAX; i++) {
+    const uint32_t count = is_client ? LORA_CONNECTIONS_MAX - EXECUTORS_KEPT : LORA_CONNECTIONS_MAX;
+    for (uint32_t i = 0; i < count; i++) {
         if (self->connections[i].socket < 0) return &self->connections[i];
     }
     return NULL;
@@ -161,7 +167,7 @@ static void accept_all(struct lora_store *self, int listener, bool is_client)
         uint32_t uid = 0;
         struct error error = {0};
         if (packet_accept(listener, &socket, &uid, &error) != STATUS_OK) return;
-        struct lora_connection *connection = unused_connection(self);
+        struct lora_connection *connection = unused_connection(self, is_client);
         bool allowed = connection != NULL && (is_client || uid == (uint32_t)geteuid());
         if (allowed) {
             self->connections_made += 1;

@@ -41,7 +41,8 @@
 //   registry-scaler  PAIR                     to the scaler: ModelNotice
 //   scaler-core      PAIR                     to the scaler: DeviceDown; from it: DeviceReport
 //   events           PULL (monitor) / PUSH    Event, ServiceNotice, DeviceReport, ModelNotice,
-//                                             RequestCounts, TransportCounts, LeaseCounts, DrainAll
+//                                             RequestCounts, TransportCounts, LeaseCounts, LoraTotals,
+//                                             DrainAll
 //
 // clang-format on
 //

@@ -1,6 +1,7 @@
 """The LoRA store through the wire, with nothing but protobuf: every operation, everything that can be wrong."""
 
 import array
+import hashlib
 import mmap
 import os
 import pathlib
@@ -565,32 +566,37 @@ def test_a_user_has_a_bound_of_open_uploads(client):
 
 # ---- what loading costs
 
-def sized(megabytes, unet=0.7):
-    """An adapter of so many megabytes, most of them the UNet's as usual."""
+def sized(megabytes, seed):
+    """An adapter of so many megabytes, seven tenths of them the UNet's."""
     floats = int(megabytes * (1 << 20) / 4)
-    stem = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
-    rank = int(floats * (1 - unet)) // 320
-    return adapter(61, rank=rank, stem=stem, unet=int(floats * unet))
+    return adapter(seed, rank=int(floats * 0.3) // 320, unet=int(floats * 0.7))
 
 
-def load_ms(client, name, count):
-    """The fastest of some loads of a file whose hash is known."""
-    times = []
-    for _ in range(count):
-        times.append(client.name(pb.LORA_PIN, name).lora.load_ms)
-        client.name(pb.LORA_UNPIN, name)
-        client.name(pb.LORA_EVICT, name)
-    return min(times)
+def load_ms(client, name):
+    """One load, as the store told it; the hash is known afterwards."""
+    spent = client.name(pb.LORA_PIN, name).lora.load_ms
+    client.name(pb.LORA_UNPIN, name)
+    client.name(pb.LORA_EVICT, name)
+    return spent
 
 
-def test_loading_is_a_matter_of_milliseconds(client, write):
-    for megabytes, bar, first_bar in ((2, 5, 25), (100, 60, 250)):
-        name = f"sized-{megabytes}"
-        write(f"{name}.safetensors", sized(megabytes))
-        first = load_ms(client, name, 1)
-        again = load_ms(client, name, 5)
-        print(f"{megabytes} MB: first {first:.1f} ms, known {again:.2f} ms")
-        assert first <= first_bar * PATIENCE and again <= bar * PATIENCE
+@pytest.mark.release
+@pytest.mark.parametrize("megabytes, bar, first_bar", [(2, 5, 25), (100, 60, 250)])
+def test_loading_is_a_matter_of_milliseconds(client, write, megabytes, bar, first_bar):
+    first, known, ratio = [], [], []
+    for seed in range(3):
+        data = sized(megabytes, seed)
+        write(f"sized-{seed}.safetensors", data)
+        begun = time.monotonic()
+        hashlib.blake2b(data, digest_size=32).digest()
+        beside_ms = 1000 * (time.monotonic() - begun)
+        first.append(load_ms(client, f"sized-{seed}"))
+        ratio.append(first[-1] / beside_ms)
+        known.append(load_ms(client, f"sized-{seed}"))
+    print(f"{megabytes} MB: first {min(first):.1f} ms, known {min(known):.2f} ms; hashing {min(ratio):.2f} x blake2b")
+    assert min(known) <= bar
+    # On a machine that others use, hashing takes what it takes there.
+    assert min(first) <= first_bar or min(ratio) <= 2
 
 
 # ---- everything at once

@@ -68,7 +68,8 @@ static int setup(void **state)
     make_folder(self, "a/deep");
     make_folder(self, "a/deep/er");
     for (int i = 0; i < 2; i++) {
-        snprintf(self->directories[i], sizeof self->directories[i], "%s/%c", self->top, 'a' + i);
+        memcpy(self->directories[i], self->top, strlen(self->top));
+        memcpy(self->directories[i] + strlen(self->top), i == 0 ? "/a" : "/b", 3);
         self->names[i] = self->directories[i];
     }
     assert_int_equal(lora_files_create(&self->files, self->names, 2, &self->error), STATUS_OK);
