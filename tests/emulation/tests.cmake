@@ -2,6 +2,15 @@
 # ./dev test runs them with several seeds, under the sanitizers, and against the race detector's
 # library (LD_LIBRARY_PATH=race).
 
+function(luna_emulation_program name)
+  add_executable(${name} tests/emulation/test_primitives.cpp ${EMULATION_CORE_SOURCES} ${ARGN})
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(${name} PRIVATE ${EMULATION_OPTIONS})
+  target_link_libraries(${name} PRIVATE cmocka)
+  set_target_properties(${name} PROPERTIES CXX_STANDARD 17 CXX_EXTENSIONS OFF
+                        RUNTIME_OUTPUT_DIRECTORY tests)
+endfunction()
+
 if(TARGET luna_emulated)
   foreach(name conformance conformance_exact)
     add_executable(emulated_test_${name} tests/unit/kernels/test_${name}.c)
@@ -11,4 +20,19 @@ if(TARGET luna_emulated)
     set_target_properties(emulated_test_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
     add_dependencies(emulated_test_${name} luna_emulated)
   endforeach()
+  set(EMULATION_CORE_SOURCES kernels/emulation/block.cpp kernels/emulation/memory.cpp
+      kernels/emulation/tensor_core.cpp)
+  luna_emulation_program(emulated_test_primitives)
+  if(TARGET luna_emulated_race)
+    luna_emulation_program(emulated_race_primitives kernels/emulation/race.cpp)
+    target_compile_definitions(emulated_race_primitives PRIVATE LUNA_TEST_RACES)
+    set_property(SOURCE tests/emulation/test_primitives.cpp PROPERTY COMPILE_OPTIONS
+      "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,emulated_race_primitives>:-O1;-fsanitize=thread;--param;tsan-instrument-func-entry-exit=0>")
+  endif()
+  add_executable(emulated_test_models tests/emulation/test_models.c)
+  target_compile_options(emulated_test_models PRIVATE ${LUNA_WARNINGS})
+  target_compile_definitions(emulated_test_models PRIVATE LUNA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_link_libraries(emulated_test_models PRIVATE luna_models cmocka)
+  set_target_properties(emulated_test_models PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+  add_dependencies(emulated_test_models luna_emulated)
 endif()
