@@ -43,6 +43,9 @@ static const struct {
     {"numpy._core.multiarray", "scalar", MEANS_IGNORED, DTYPE_NONE},
     {"numpy", "dtype", MEANS_IGNORED, DTYPE_NONE},
     {"_codecs", "encode", MEANS_IGNORED, DTYPE_NONE},
+    // A key among what the trainer of the first Stable Diffusion checkpoints left beside the
+    // tensors.
+    {"pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint", MEANS_IGNORED, DTYPE_NONE},
 };
 
 static bool is_text(struct bytes bytes, const char *text)

@@ -11,6 +11,8 @@ import io
 import json
 import pathlib
 import struct
+import sys
+import types
 import zipfile
 
 import numpy
@@ -183,6 +185,18 @@ def make_tables():
     tied = torch.randn(6, 4, generator=generator)
     torch.save({"whole": tied, "again": tied, "rows": tied[2:4]}, FOLDER / "tied.pt")
     expect_table("tied.pt", {"whole": tied, "again": tied, "rows": tied[2:4]})
+
+    # What Lightning's trainer leaves in the first checkpoints of Stable Diffusion: a class as a key.
+    names = "pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"
+    for name in names:
+        sys.modules[name] = types.ModuleType(name)
+    callback = type("ModelCheckpoint", (), {"__module__": names[2]})
+    sys.modules[names[2]].ModelCheckpoint = callback
+    torch.save({"state_dict": {"w": vector}, "callbacks": {callback: {"best": torch.tensor(0.5), "dirpath": "x"}},
+                "pytorch-lightning_version": "1.4.2"}, FOLDER / "lightning.ckpt")
+    for name in names:
+        del sys.modules[name]
+    expect_table("lightning.ckpt", {"w": vector})
 
 
 # -------------------------------------------------------------------------------------------------
