@@ -78,6 +78,8 @@ static void remove_resident(struct residents *self, struct resident *resident)
     assert(self->count > 0);
     assert(self->bytes >= resident->bytes);
     unlink_use(self, resident);
+    assert(self->oldest != resident);
+    assert(self->newest != resident);
     self->bytes -= resident->bytes;
     self->count -= 1;
     void *value = resident->value;
