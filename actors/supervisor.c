@@ -498,7 +498,7 @@ enum status supervisor_devices(const struct config *config, struct config_list *
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
         for (uint32_t k = 0; k < lists[i]->count; k++) {
             const char *device = lists[i]->items[k];
-            if (strcmp(device, "cpu") != 0) {
+            if (strcmp(device, "cpu") != 0 && strcmp(device, "emulated") != 0) {
                 return error_set(error, STATUS_UNIMPLEMENTED,
                                  "device \"%s\" is not there yet, only cpu is", device);
             }

@@ -34,6 +34,7 @@ options options_from_environment()
     made.worst_approximation = number_from_environment("LUNA_EMULATION_WORST", 0) != 0;
     made.device_bytes = number_from_environment("LUNA_EMULATION_BYTES", UINT64_C(2) << 30);
     made.fail_at = number_from_environment("LUNA_EMULATION_FAIL_AT", 0);
+    made.break_at = number_from_environment("LUNA_EMULATION_BREAK_AT", 0);
     made.shared_bytes = 99u << 10;
     return made;
 }
@@ -49,6 +50,7 @@ struct machine {
     race_hooks hooks{};
     char *stacks = nullptr;
     size_t stacks_count = 0;
+    uint64_t launches = 0;
     char *shared = nullptr;
 };
 
@@ -595,6 +597,11 @@ bool run(const shape &shape, void (*body)(void *context), void *context)
     machine.has_failed = false;
     machine.message[0] = '\0';
     if (!may_launch(shape)) return false;
+    if (++machine.launches == machine.given.break_at) {
+        snprintf(machine.message, sizeof machine.message, "%s: launch %llu was to fail", shape.name,
+                 static_cast<unsigned long long>(machine.launches));
+        return false;
+    }
     block block{};
     block.launch = &shape;
     block.threads = shape.block.x * shape.block.y * shape.block.z;

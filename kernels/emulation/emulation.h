@@ -50,6 +50,7 @@ struct options {
     bool worst_approximation;  // approximate functions err by their bound; $LUNA_EMULATION_WORST
     uint64_t device_bytes;     // memory of the device; $LUNA_EMULATION_BYTES
     uint64_t fail_at;          // the n-th allocation fails; 0: none; $LUNA_EMULATION_FAIL_AT
+    uint64_t break_at;         // the n-th launch fails; 0: none; $LUNA_EMULATION_BREAK_AT
     size_t shared_bytes;       // most dynamic shared memory of a block: what sm_86, 89 and 120 have
 };
 
