@@ -1,18 +1,19 @@
-"""Luna beside PyTorch (eager, channels_last, float32) in one run: ./dev bench peers
+"""Luna beside PyTorch, torch.compile, ONNX Runtime and OpenVINO in one run: ./dev bench peers
 
-Both sides load the same files of random weights (SDXL's VAE, CLIP-L, bigG; float16, made once in
-build/bench), each in a process of its own with the same number of threads, and obey the same lines
-on stdin (bench_peer.c tells which). In a round each side runs once, in turns first and second, so
-that what else the machine does strikes both; ratios are those of medians. On a machine with other
-work the processor time says more than the wall's. Then the largest difference between the two
-answers, what the first run costs, the peak of resident memory (mapped weights included), and the
-same through the daemon. Everything goes to build/bench/peers.json too.
+All sides load the same files of random weights (SDXL's VAE, CLIP-L, bigG; float16, made once in
+build/bench) and compute in float32, each in a process of its own with the same number of threads,
+and obey the same lines on stdin (bench_peer.c tells which; peer_sides.py are the others). In a
+round each side runs once, in an order that turns, so that what else the machine does strikes all of
+them; a ratio is the median of the rounds' ratios. On a machine with other work the processor time
+says more than the wall's. Then the largest difference from PyTorch's answer, the time from the
+process's start to its first answer, the peak of resident memory (mapped weights included), what is
+installed, and Luna through its daemon. Everything goes to build/bench/peers.json too. A side that
+cannot be had is skipped with a line.
 
-    peers.py [--threads N] [--rounds N] [--bench-peer PROGRAM] [--luna PROGRAM]
+    peers.py [--threads N] [--rounds N] [--sides A,B] [--cases PART] [--bench-peer FILE] [--luna FILE]
 """
 import argparse
-import ctypes
-import gc
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -28,13 +29,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "build" / "bench"
 sys.path.insert(0, str(ROOT / "tests" / "golden"))
 FILES = ("vae", "clip_l", "clip_g")
+# Case, verb, height and width (or rows and tokens), share of the rounds.
 CASES = (
-    ("decode 256x256", "decode", 32, 32),
-    ("decode 512x512", "decode", 64, 64),
-    ("encode 512x512", "encode", 512, 512),
-    ("text, one row", "text", 1, 77),
-    ("text, two rows", "text", 2, 77),
+    ("decode 256x256", "decode", 32, 32, 1),
+    ("decode 512x512", "decode", 64, 64, 1),
+    ("decode 1024x1024", "decode", 128, 128, 0.2),
+    ("encode 512x512", "encode", 512, 512, 1),
+    ("text, one row", "text", 1, 77, 1),
+    ("text, two rows", "text", 2, 77, 1),
+    ("text, eight rows", "text", 8, 77, 1),
 )
+SIDES = ("luna", "torch", "compile", "onnxruntime", "openvino")
+GRAPHS = {"vae": ("decode", "encode"), "text": ("clip_l", "clip_g")}
+# What has to be installed for a side, beside Python.
+PACKAGES = {
+    "torch": ("torch", "diffusers", "transformers", "tokenizers", "huggingface-hub", "safetensors", "numpy"),
+    "onnxruntime": ("onnxruntime", "numpy"),
+    "openvino": ("openvino", "numpy"),
+}
+PACKAGES["compile"] = PACKAGES["torch"]
 PAUSE_S = 0.2  # after a run: idle threads of the other side may still spin
 START, END = 49406, 49407
 
@@ -74,7 +87,7 @@ def make_files():
 def make_inputs(folder):
     random = np.random.default_rng(1)
     inputs = {}
-    for case, verb, h, w in CASES:
+    for case, verb, h, w, _ in CASES:
         path = folder / f"{case}.in".replace(" ", "_").replace(",", "")
         if verb == "decode":
             data = random.standard_normal((1, 4, h, w), dtype=np.float32)
@@ -91,108 +104,49 @@ def make_inputs(folder):
     return inputs
 
 
-# PyTorch's side.
+# The graphs that ONNX Runtime and OpenVINO read.
 
 
-class Peer:
-    def __init__(self, threads, paths):
-        import torch
-        from diffusers import AutoencoderKL
-        from safetensors.torch import load_file
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        import make_text
-
-        self.torch = torch
-        torch.set_num_threads(threads)
-        begin = time.perf_counter()
-        with torch.device("meta"):
-            self.vae = AutoencoderKL(
-                down_block_types=["DownEncoderBlock2D"] * 4,
-                up_block_types=["UpDecoderBlock2D"] * 4,
-                block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4)
-        self.vae.load_state_dict(load_file(paths[0]), assign=True)
-        self.vae = self.vae.float().eval().to(memory_format=torch.channels_last)
-        vae_ms = 1e3 * (time.perf_counter() - begin)
-        begin = time.perf_counter()
-        self.encoders = []
-        for part, path in zip(FILES[1:], paths[1:]):
-            sizes = make_text.REAL[part]
-            # SDXL takes L's penultimate layer, so its last one is not computed here either.
-            config = CLIPTextConfig(
-                vocab_size=49408, hidden_size=sizes["width"], intermediate_size=sizes["mlp"],
-                num_hidden_layers=sizes["layers"] - (part == "clip_l"),
-                num_attention_heads=sizes["width"] // 64,
-                hidden_act="quick_gelu" if sizes["quick"] else "gelu", attn_implementation="sdpa",
-                eos_token_id=END)
-            state = load_file(path)
-            self.projection = state.pop("text_projection.weight", None)
-            with torch.device("meta"):
-                model = CLIPTextModel(config)
-            model.load_state_dict(state, strict=False, assign=True)
-            model.text_model.embeddings.position_ids = torch.arange(77)[None]
-            self.encoders.append(model.float().eval())
-        self.projection = self.projection.float()
-        text_ms = 1e3 * (time.perf_counter() - begin)
-        print(f"ready 0 {vae_ms:.3f} {text_ms:.3f}", flush=True)
-
-    def decode(self, latent):
-        y = self.vae.decode(latent).sample
-        return [((y + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()]
-
-    def encode(self, image):
-        x = (image * 2 - 1).permute(0, 3, 1, 2)
-        return [self.vae.encode(x).latent_dist.mean.contiguous()]
-
-    def text(self, ids):
-        narrow = self.encoders[0](ids[0], output_hidden_states=True).hidden_states[-1]
-        wide = self.encoders[1](ids[1], output_hidden_states=True)
-        cond = self.torch.cat([narrow, wide.hidden_states[-2]], dim=-1)
-        pooled = wide.pooler_output @ self.projection.T
-        return [part for row in range(len(cond)) for part in (cond[row], pooled[row])]
-
-    def run(self, verb, h, w, path):
-        torch = self.torch
-        if verb == "text":
-            data = torch.from_numpy(np.fromfile(path, np.int32).reshape(2, h, w)).long()
-        else:
-            shape = (1, 4, h, w) if verb == "decode" else (1, h, w, 3)
-            data = torch.from_numpy(np.fromfile(path, np.float32).reshape(shape))
-        if verb == "decode":
-            data = data.contiguous(memory_format=torch.channels_last)
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            parts = getattr(self, verb)(data)
-        return 1e3 * (time.perf_counter() - begin), parts
-
-    def serve(self):
-        for line in sys.stdin:
-            verb, h, w, path, out = line.split()
-            ms = 0
-            if verb == "release":
-                gc.collect()
-                ctypes.CDLL(None).malloc_trim(0)
-            else:
-                ms, parts = self.run(verb, int(h), int(w), path)
-                np.concatenate([part.numpy().ravel() for part in parts]).tofile(out)
-            print(f"{ms:.3f} 0", flush=True)
+def make_graphs(group, paths):
+    """None, or why there are none."""
+    if all((OUT / f"peers_{name}" / "graph.onnx").exists() for name in GRAPHS[group]):
+        return None
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "bench" / "peer_sides.py", "export", group, OUT, *paths],
+        capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return f"the graphs cannot be exported: {lines[-1] if lines else done.returncode}"
 
 
-# Both sides, from outside.
+# All sides, from outside.
+
+
+class Skipped(Exception):
+    pass
 
 
 class Side:
-    def __init__(self, name, command):
+    def __init__(self, name, group, arguments, paths):
         self.name = name
-        self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True)
-        self.load_ms = [float(part) for part in self.line()[1:]]
+        command = [arguments.bench_peer, arguments.threads, *paths]
+        if name != "luna":
+            command = [sys.executable, ROOT / "tests" / "bench" / "peer_sides.py", name, group,
+                       arguments.threads, *paths]
+        self.begin = time.perf_counter()
+        self.process = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+        words = self.line()
+        if words[0] == "skipped":
+            self.process.wait()
+            raise Skipped(" ".join(words[1:]))
+        self.ready_ms = 1e3 * (time.perf_counter() - self.begin)
 
     def line(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"peers: {self.name} ended with {self.process.wait()}")
+            raise Skipped(f"its process ended with {self.process.wait()}")
         return line.split()
 
     def ask(self, verb, h=0, w=0, path="-", out="-"):
@@ -222,51 +176,85 @@ class Side:
         self.process.wait()
 
 
-COLUMNS = (
-    ("luna ms", "ours_ms", "9.1f"), ("torch ms", "torch_ms", "9.1f"), ("ratio", "ratio", "6.2f"),
-    ("luna cpu s", "ours_cpu_s", "10.2f"), ("torch cpu s", "torch_cpu_s", "11.2f"),
-    ("ratio", "cpu_ratio", "6.2f"), ("difference", "difference", "10.1e"),
-    ("luna 1st", "ours_first_ms", "9.1f"), ("torch 1st", "torch_first_ms", "9.1f"),
-    ("luna MiB", "ours_rss_mib", "8.0f"), ("torch MiB", "torch_rss_mib", "9.0f"),
-    ("arena MiB", "ours_arena_mib", "9.0f"), ("load", "load", "4.1f"),
-)
+def installed_mib(name, luna):
+    """What is on the disk for a side: its packages' files, or our binary."""
+    if name == "luna":
+        return luna.stat().st_size / 2**20 if luna.exists() else None
+    total = 0
+    for package in PACKAGES[name]:
+        try:
+            files = importlib.metadata.distribution(package).files or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            path = pathlib.Path(file.locate())
+            total += path.stat().st_size if path.is_file() else 0
+    return total / 2**20
 
 
-def width(form):
-    return int(form.split(".")[0])
+def open_sides(names, group, arguments, paths, cold):
+    """Starts the sides one after the other, each up to its first answer."""
+    sides = []
+    graphs = {"onnxruntime", "openvino"} & set(names)
+    reason = make_graphs(group, paths) if graphs else None
+    for name in names:
+        try:
+            if name in graphs and reason is not None:
+                raise Skipped(reason)
+            side = Side(name, group, arguments, paths)
+            side.ask(*cold)
+            side.cold_ms = 1e3 * (time.perf_counter() - side.begin - PAUSE_S)
+            sides.append(side)
+        except Skipped as error:
+            print(f"{name} ({group}): skipped: {error}", flush=True)
+    return sides
 
 
-def measure(sides, rounds, inputs, folder):
-    print(" " * 16, *(f"{title:>{width(form)}}" for title, _, form in COLUMNS))
+HEAD = ("median ms", "least ms", "ratio", "cpu s", "cpu ratio", "first ms", "peak MiB", "difference")
+
+
+def measure(sides, case, rounds, inputs, folder):
+    """A row for each side of one case."""
+    name, verb, h, w, share = case
+    rounds = max(1, round(rounds * share))
+    commands = [(verb, h, w, inputs[name], folder / f"{side.name}.out") for side in sides]
+    first = [side.ask(*command)[0] for side, command in zip(sides, commands)]
+    runs = [[] for _ in sides]
+    for turn in range(rounds):
+        for i in range(len(sides)):
+            at = (turn + i) % len(sides)
+            runs[at].append(sides[at].ask(*commands[at]))
+    answers = [np.fromfile(command[-1], np.float32) for command in commands]
+    names = [side.name for side in sides]
+    model = answers[names.index("torch")] if "torch" in names else None
     rows = []
-    for case, verb, h, w in CASES:
-        outputs = [folder / f"{side.name}.out" for side in sides]
-        commands = [(verb, h, w, inputs[case], out) for out in outputs]
-        first = [side.ask(*command) for side, command in zip(sides, commands)]
-        runs = [[], []]
-        for turn in range(rounds):
-            for i in (0, 1) if turn % 2 == 0 else (1, 0):
-                runs[i].append(sides[i].ask(*commands[i]))
-        ours, theirs = (np.fromfile(out, np.float32) for out in outputs)
+    for at, side in enumerate(sides):
+        peak, arena = side.peak_mib(*commands[at])
+        ms, cpu = [run[0] for run in runs[at]], [run[1] for run in runs[at]]
         row = {
-            "case": case, "load": os.getloadavg()[0],
-            "difference": float(np.abs(ours - theirs).max()),
-            "largest": float(np.abs(theirs).max()),
+            "case": name, "side": side.name, "rounds": rounds, "load": os.getloadavg()[0],
+            "median_ms": statistics.median(ms), "least_ms": min(ms), "all_ms": ms,
+            "cpu_s": statistics.median(cpu), "first_ms": first[at], "peak_mib": peak,
+            "arena_mib": arena,
         }
-        for name, side, command, some, cold in zip(("ours", "torch"), sides, commands, runs, first):
-            rss_mib, arena_mib = side.peak_mib(*command)
-            row.update({
-                f"{name}_ms": statistics.median(ms for ms, _, _ in some),
-                f"{name}_cpu_s": statistics.median(cpu_s for _, cpu_s, _ in some),
-                f"{name}_all_ms": [ms for ms, _, _ in some],
-                f"{name}_first_ms": cold[0], f"{name}_first_cpu_s": cold[1],
-                f"{name}_rss_mib": rss_mib, f"{name}_arena_mib": arena_mib,
-            })
-        row["ratio"] = row["torch_ms"] / row["ours_ms"]
-        row["cpu_ratio"] = row["torch_cpu_s"] / row["ours_cpu_s"]
+        if "luna" in names:
+            ours = runs[names.index("luna")]
+            row["ratio"] = statistics.median(run[0] / our[0] for run, our in zip(runs[at], ours))
+            row["cpu_ratio"] = statistics.median(
+                run[1] / our[1] for run, our in zip(runs[at], ours) if our[1] > 0)
+        if model is not None:
+            row["difference"] = float(np.abs(answers[at] - model).max())
+            row["largest"] = float(np.abs(model).max())
         rows.append(row)
-        print(f"{case:16}", *(f"{row[key]:{form}}" for _, key, form in COLUMNS), flush=True)
     return rows
+
+
+def print_rows(rows):
+    for row in rows:
+        print(f"{row['case']:18} {row['side']:12} {row['median_ms']:10.1f} {row['least_ms']:10.1f} "
+              f"{row.get('ratio', float('nan')):10.2f} {row['cpu_s']:10.2f} "
+              f"{row.get('cpu_ratio', float('nan')):10.2f} {row['first_ms']:10.1f} "
+              f"{row['peak_mib']:10.0f} {row.get('difference', float('nan')):10.1e}", flush=True)
 
 
 # Through the daemon.
@@ -332,25 +320,46 @@ def read_ms(paths):
     return best
 
 
+def compare_group(group, cases, names, arguments, paths, folder, inputs, result):
+    _, verb, h, w, _ = cases[0]
+    cold = (verb, h, w, inputs[cases[0][0]], folder / "cold.out")
+    sides = open_sides(names, group, arguments, paths, cold)
+    for side in sides:
+        result["cold"].append({"side": side.name, "group": group, "case": cases[0][0],
+                               "ready_ms": side.ready_ms, "cold_ms": side.cold_ms})
+    for case in cases:
+        rows = measure(sides, case, arguments.rounds, inputs, folder)
+        print_rows(rows)
+        result["cases"] += rows
+        if case[0] == "decode 512x512" and sides and sides[0].name == "luna":
+            (folder / "direct.out").write_bytes((folder / "luna.out").read_bytes())
+    for side in sides:
+        side.close()
+
+
 def compare(arguments):
     paths = make_files()
-    result = {"threads": arguments.threads, "rounds": arguments.rounds, "read_ms": read_ms(paths)}
+    names = [name for name in SIDES if name in arguments.sides.split(",")]
+    cases = [case for case in CASES if arguments.cases in case[0]]
+    result = {"threads": arguments.threads, "rounds": arguments.rounds, "read_ms": read_ms(paths),
+              "cases": [], "cold": [], "installed_mib": {}}
+    for name in names:
+        result["installed_mib"][name] = installed_mib(name, arguments.luna)
     with tempfile.TemporaryDirectory(dir=OUT) as name:
         folder = pathlib.Path(name)
         inputs = make_inputs(folder)
-        peer = [sys.executable, __file__, "--peer", "--threads", arguments.threads, *paths]
-        ours = Side("luna", [arguments.bench_peer, arguments.threads, *paths])
-        theirs = Side("torch", peer)
-        for side in (ours, theirs):
-            result[f"{side.name}_load_ms"] = side.load_ms
-            print(f"{side.name}: VAE ready in {side.load_ms[1]:.1f} ms, encoders in "
-                  f"{side.load_ms[2]:.1f} ms (reading the files alone: {result['read_ms']:.0f} ms)")
-        print(f"{arguments.threads} threads, medians of {arguments.rounds} rounds")
-        result["cases"] = measure((ours, theirs), arguments.rounds, inputs, folder)
-        ours.ask("decode", 64, 64, inputs["decode 512x512"], folder / "direct.out")
-        ours.close()
-        theirs.close()
-        if pathlib.Path(arguments.luna).exists():
+        print(f"{arguments.threads} threads, {arguments.rounds} rounds; ratios over luna")
+        print(" " * 31, *(f"{word:>10}" for word in HEAD))
+        for group in ("vae", "text"):
+            some = [case for case in cases if (case[1] == "text") == (group == "text")]
+            if some:
+                compare_group(group, some, names, arguments, paths, folder, inputs, result)
+        for cold in result["cold"]:
+            print(f"{cold['side']} ({cold['group']}): ready after {cold['ready_ms']:.0f} ms, "
+                  f"first answer ({cold['case']}) after {cold['cold_ms']:.0f} ms")
+        for side, mib in result["installed_mib"].items():
+            print(f"{side}: {mib:.1f} MiB installed" if mib is not None else f"{side}: not built")
+        if (folder / "direct.out").exists() and arguments.luna.exists():
             daemon = measure_daemon(arguments.luna, paths, arguments.rounds, inputs, folder)
             result["daemon"] = daemon
             for case in ("decode 512x512", "text, two rows"):
@@ -364,15 +373,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--cases", default="", help="part of the names of the cases to run")
     parser.add_argument("--bench-peer", default=str(OUT / "bench_peer"))
-    parser.add_argument("--luna", default=str(ROOT / "build" / "luna"))
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peer:
-        Peer(arguments.threads, arguments.files).serve()
-    else:
-        compare(arguments)
+    parser.add_argument("--luna", type=pathlib.Path, default=ROOT / "build" / "luna")
+    compare(parser.parse_args())
 
 
 if __name__ == "__main__":
