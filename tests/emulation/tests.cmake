@@ -12,7 +12,7 @@ function(luna_emulation_program name)
 endfunction()
 
 if(TARGET luna_emulated)
-  foreach(name conformance conformance_exact lane)
+  foreach(name conformance conformance_edges conformance_exact lane)
     add_executable(emulated_test_${name} tests/unit/kernels/test_${name}.c)
     target_compile_options(emulated_test_${name} PRIVATE ${LUNA_WARNINGS})
     target_compile_definitions(emulated_test_${name} PRIVATE LUNA_TEST_EMULATED)
