@@ -868,7 +868,7 @@ static void whatever_happens_at_once_everybody_is_answered_once(void **state)
     while (crowd->open > 0) hear_one(self, crowd);
     luna_LoraReply reply;
     for (int i = 0; i < 4; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "n%d", i);
         for (uint32_t user = 1000; user < 1016; user++) {
             while (kit_name(self, user, luna_Operation_LORA_UNPIN, name, &reply) == STATUS_OK) {
