@@ -7,6 +7,9 @@
 // that the machine has so much memory at all and that the system accounts for it (no
 // MAP_NORESERVE). A growing arena is moved by its page tables (mremap) instead of being copied,
 // which would need the old and the new one together.
+//
+// A page that nobody may touch stands behind the last: a kernel that writes beyond what was planned
+// dies at once, instead of spoiling somebody else's tensor.
 
 #include "kernels/host_arena.h"
 
@@ -35,14 +38,22 @@ enum status host_arena_grow(struct host_arena *self, uint64_t bytes, struct erro
     uint64_t size = round_up(bytes, page);
     void *data = NULL;
     if (self->data == NULL) {
-        data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        data = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     } else {
-        data = mremap(self->data, self->bytes, size, MREMAP_MAYMOVE);
+        data = mremap(self->data, self->bytes, size + page, MREMAP_MAYMOVE);
     }
     if (data == MAP_FAILED) return fail(bytes, strerror(errno), error);
+    if (self->data != NULL) {
+        // The old guard kept the pages from growing where they were.
+        assert(data != self->data);
+        int unmapped = munmap(self->data + self->bytes, page);
+        assert(unmapped == 0);
+    }
     self->data = data;
     self->bytes = size;
-    madvise(self->data, size, MADV_HUGEPAGE);  // advice: its failure changes nothing but speed
+    // Both are help only: what fails here changes nothing that is right.
+    mprotect(self->data + size, page, PROT_NONE);
+    madvise(self->data, size, MADV_HUGEPAGE);
     return STATUS_OK;
 }
 
@@ -50,7 +61,7 @@ void host_arena_release(struct host_arena *self)
 {
     assert(self != NULL);
     if (self->data == NULL) return;
-    int unmapped = munmap(self->data, self->bytes);
+    int unmapped = munmap(self->data, self->bytes + (uint64_t)sysconf(_SC_PAGESIZE));
     assert(unmapped == 0);
     *self = (struct host_arena){.data = NULL};
 }

@@ -12,7 +12,8 @@ struct host_arena {
     uint64_t bytes;  // mapped, a multiple of the page size
 };
 
-// Makes the arena at least bytes large. The content is kept; what is new reads as zero.
+// Makes the arena at least bytes large, with a guard page behind it. The content is kept; what is
+// new reads as zero.
 // Errors:    RESOURCE_EXHAUSTED, the arena is as it was.
 // Thread:    the owner's.
 enum status host_arena_grow(struct host_arena *self, uint64_t bytes, struct error *error);
