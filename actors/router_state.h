@@ -13,6 +13,7 @@
 #include "actors/job_table.h"
 #include "actors/reply_cache.h"
 #include "actors/topology.h"
+#include "base/patience.h"
 #include "messages/letter.h"
 #include "runtime/actor.h"
 
@@ -22,8 +23,8 @@
 
 // Times, in milliseconds. A worker beats every 250; four missed beats are a death (spec:
 // runtime 2.3).
-#define ROUTER_HEARTBEAT_LOST_MS 1500u
-#define ROUTER_STUCK_MS 15000u
+#define ROUTER_HEARTBEAT_LOST_MS (1500u * PATIENCE)
+#define ROUTER_STUCK_MS (15000u * PATIENCE)
 #define ROUTER_HELD_MS 5000u
 #define ROUTER_TICK_BUSY_MS 20u
 #define ROUTER_TICK_IDLE_MS 250u

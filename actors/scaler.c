@@ -15,6 +15,7 @@
 #include "actors/policy.h"
 #include "actors/post.h"
 #include "actors/topology.h"
+#include "base/patience.h"
 #include "runtime/actor.h"
 #include "runtime/socket.h"
 
@@ -25,7 +26,7 @@
 #define INTRODUCTION_MS 50u
 // An executor reports each second from its event loop, which never waits; one that says nothing for
 // so long stands still, and ends like a dead one.
-#define SILENCE_MS 5000u
+#define SILENCE_MS (5000u * PATIENCE)
 #define MEGABYTE UINT64_C(1048576)
 #define MARGIN_CPU_MB 512u
 

@@ -14,6 +14,8 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "base/patience.h"
+
 // Not in zmq.h of 4.3.4 without its draft interface, and understood by it all the same.
 #ifndef ZMQ_ZAP_ENFORCE_DOMAIN
 #define ZMQ_ZAP_ENFORCE_DOMAIN 93
@@ -22,7 +24,7 @@
 #define IO_THREADS 2  // so that bulk on one socket does not delay control on another
 #define HANDSHAKE_MS 3000
 #define HEARTBEAT_MS 1000
-#define HEARTBEAT_LOST_MS 3000
+#define HEARTBEAT_LOST_MS (3000 * PATIENCE)
 #define RECONNECT_MS 20
 #define RECONNECT_MS_MAX 1000
 
