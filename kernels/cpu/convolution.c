@@ -136,6 +136,7 @@ struct convolution_plan cpu_convolution_plan(const struct convolution *op)
     if (plan.winograd) {
         plan.tiles = plan_winograd(op);
         plan.items = op->n * plan.tiles.groups * plan.tiles.parts;
+        if (!plan.has_norm) plan.range_bands = cpu_divide_up(op->h * op->w, RANGE_PIXELS);
         if (plan.tiles.partials > plan.partials) plan.partials = plan.tiles.partials;
         if (plan.tiles.weight_bytes > weight_bytes) weight_bytes = plan.tiles.weight_bytes;
     }
@@ -150,7 +151,9 @@ struct convolution_plan cpu_convolution_plan(const struct convolution *op)
     uint64_t asks_bytes = plan.winograd ? (uint64_t)op->n * plan.panels * sizeof(float) : 0;
     plan.range_offset = round_up(norm_bytes, WORKSPACE_ALIGNMENT);
     plan.asks_offset = round_up(plan.range_offset + range_bytes, WORKSPACE_ALIGNMENT);
-    plan.shortcut_offset = round_up(plan.asks_offset + asks_bytes, WORKSPACE_ALIGNMENT);
+    plan.bands_offset = round_up(plan.asks_offset + asks_bytes, WORKSPACE_ALIGNMENT);
+    plan.shortcut_offset =
+        round_up(plan.bands_offset + plan.range_bands * range_bytes, WORKSPACE_ALIGNMENT);
     plan.weight_offset =
         round_up(plan.shortcut_offset + plan.shortcut.weight_bytes, WORKSPACE_ALIGNMENT);
     plan.input_offset = round_up(plan.weight_offset + weight_bytes, WORKSPACE_ALIGNMENT);
@@ -179,9 +182,10 @@ uint32_t cpu_convolution_launches(const struct cpu_compute *compute, const struc
     if (plan.has_norm) {
         out[count++] = (struct cpu_launch){.items = self->n, .run = cpu_norm_fold};
     } else if (plan.winograd) {
-        out[count++] =
-            (struct cpu_launch){.items = self->n * cpu_divide_up(self->c, RANGE_CHANNELS),
-                                .run = compute->winograd_range};
+        uint32_t parts = cpu_divide_up(self->c, RANGE_CHANNELS);
+        out[count++] = (struct cpu_launch){.items = self->n * plan.range_bands * parts,
+                                           .run = compute->winograd_range};
+        out[count++] = (struct cpu_launch){.items = self->n, .run = cpu_range_merge};
     }
     if (plan.has_shortcut) {
         out[count++] =

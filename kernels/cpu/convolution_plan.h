@@ -5,8 +5,9 @@
 //
 //     norm      [n][3][depth]   mean, scale, offset of each input channel: (x - mean) * scale +
 //                               offset
-//     range     [n][2][c]       with Winograd: square of the largest input of a channel, mean
-//     square asks      [n][k / 16]     with Winograd: not 0 where a panel asks for the direct way
+//     range     [n][2][c]       of an input channel: its largest squared, its mean square
+//     asks      [n][k / 16]     not 0 where a panel of columns asks for the direct way
+//     bands     [n][bands][2][c]  what range is made of where there is no norm
 //     shortcut                  packed weight of the 1x1 shortcut
 //     weight                    packed or transformed weight of the convolution itself
 //     partials  [items][16 + 4 * columns]   statistics of what one item wrote: count, means, M2,
@@ -51,8 +52,9 @@
 // The most error that Winograd may make, over the rms of the output: a third of what images may be
 // off, so that some layers of a network may come this near.
 #define WINOGRAD_ERROR_MAX 4e-5
-// Channels that one item takes the range of.
+// Channels and, at most, pixels that one item takes the range of: some 10 ms of one core.
 #define RANGE_CHANNELS 32u
+#define RANGE_PIXELS (1u << 18)
 
 // The direct way: tiles of output pixels as rows, (tap, channel) as depth.
 struct direct_plan {
@@ -116,6 +118,7 @@ struct convolution_plan {
     struct winograd_plan tiles;   // with winograd
     struct direct_plan shortcut;  // with has_shortcut
     uint32_t panels;              // of the output's columns
+    uint32_t range_bands;         // of an input without norm, for Winograd; else 0
     uint32_t items;               // of Winograd
     uint32_t direct_items;        // of the direct way
     uint32_t partials;            // room of one image
@@ -123,6 +126,7 @@ struct convolution_plan {
     size_t partial_stride;        // floats from one of partials to the next
     uint64_t range_offset;        // bytes from the start of the workspace
     uint64_t asks_offset;         // likewise
+    uint64_t bands_offset;        // likewise
     uint64_t shortcut_offset;     // likewise
     uint64_t weight_offset;       // likewise
     uint64_t input_offset;        // likewise
@@ -140,10 +144,23 @@ void cpu_norm_fold(const struct operation *op, const struct cpu_run *run, uint32
 void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,
                           void *scratch);
 
-// Leaves the range of a channel of count pixels: its largest magnitude squared and, `channels`
-// floats behind, its mean square without the brightest pixels. Thread:    any.
-void cpu_leave_range(float *range, uint32_t channels, double largest, double mean_square,
-                     uint64_t count);
+// An item: the range of an image from what the bands of its input left.
+// Thread:    any.
+void cpu_range_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,
+                     void *scratch);
+
+// Where a band of an image leaves the largest magnitudes of its channels; the sums of their squares
+// lie behind them.
+static inline float *cpu_convolution_band(const struct operation *operation,
+                                          const struct cpu_run *run,
+                                          const struct convolution_plan *plan, uint32_t image,
+                                          uint32_t band)
+{
+    uint8_t *workspace = (uint8_t *)cpu_address(run, &operation->workspace);
+    float *bands = (float *)(void *)(workspace + plan->bands_offset);
+    size_t index = (size_t)image * plan->range_bands + band;
+    return bands + index * 2 * operation->convolution.c;
+}
 
 // The squares of the largest inputs of an image's channels; their mean squares lie behind them.
 static inline float *cpu_convolution_range(const struct operation *operation,

@@ -80,14 +80,34 @@ void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run,
 // ---------------------------------------------------------------------------------------------
 // How large an input is
 
-void cpu_leave_range(float *range, uint32_t channels, double largest, double mean_square,
-                     uint64_t count)
+static void leave_range(float *range, uint32_t channels, double largest, double mean_square,
+                        uint64_t count)
 {
     double bright = count / 256 < 9 ? (double)(count / 256) : 9;
     double rest = mean_square - bright * largest * largest / (double)count;
     if (rest < mean_square * 0x1p-12) rest = mean_square * 0x1p-12;
     range[0] = (float)(largest * largest);
     range[channels] = (float)rest;
+}
+
+void cpu_range_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,
+                     void *scratch)
+{
+    (void)scratch;
+    const struct convolution *self = &op->convolution;
+    struct convolution_plan plan = cpu_convolution_plan(self);
+    uint64_t pixels = (uint64_t)self->h * self->w;
+    float *range = cpu_convolution_range(op, run, &plan, item);
+    for (uint32_t i = 0; i < self->c; i++) {
+        double largest = 0;
+        double squares = 0;
+        for (uint32_t j = 0; j < plan.range_bands; j++) {
+            const float *band = cpu_convolution_band(op, run, &plan, item, j) + i;
+            largest = fmax(largest, (double)band[0]);
+            squares += (double)band[self->c];
+        }
+        leave_range(range + i, self->c, largest, squares / (double)pixels, pixels);
+    }
 }
 
 // The range of a channel behind its norm, x * scale + offset, and SiLU. SiLU is at most 0.2785
@@ -106,7 +126,7 @@ static void leave_normalized_range(float *range, const struct convolution *op, c
         double high = fmax(a, b);
         largest = fmax(fmin(a, b) < 0 ? 0.2785 : 0, high > 0 ? high / (1 + exp(-high)) : 0);
     }
-    cpu_leave_range(range + channel, op->c, largest, variance + mean * mean, pixels);
+    leave_range(range + channel, op->c, largest, variance + mean * mean, pixels);
 }
 
 void cpu_norm_fold(const struct operation *op, const struct cpu_run *run, uint32_t item,

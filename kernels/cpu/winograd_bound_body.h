@@ -8,7 +8,7 @@
 #include "kernels/cpu/gemm_body.h"
 
 // Pixels whose squares are summed from zero.
-#define RANGE_PIXELS 64u
+#define RANGE_CHUNK 64u
 
 // Largest magnitudes and sums of squares of groups * 8 channels of an image.
 LANES_INLINE void winograd_range_groups(const float *x, uint64_t pixels, uint32_t channels,
@@ -17,9 +17,9 @@ LANES_INLINE void winograd_range_groups(const float *x, uint64_t pixels, uint32_
     lanes most[RANGE_CHANNELS / 8];
     lanes total[RANGE_CHANNELS / 8];
     for (uint32_t i = 0; i < groups; i++) most[i] = total[i] = lanes_zero();
-    for (uint64_t first = 0; first < pixels; first += RANGE_PIXELS) {
+    for (uint64_t first = 0; first < pixels; first += RANGE_CHUNK) {
         lanes sum[RANGE_CHANNELS / 8];
-        uint64_t end = first + RANGE_PIXELS < pixels ? first + RANGE_PIXELS : pixels;
+        uint64_t end = first + RANGE_CHUNK < pixels ? first + RANGE_CHUNK : pixels;
         for (uint32_t i = 0; i < groups; i++) sum[i] = lanes_zero();
         for (uint64_t pixel = first; pixel < end; pixel++) {
 #pragma GCC unroll 4
@@ -37,7 +37,8 @@ LANES_INLINE void winograd_range_groups(const float *x, uint64_t pixels, uint32_
     }
 }
 
-// An item: RANGE_CHANNELS channels of one image. With Winograd channels are a multiple of 16.
+// An item: RANGE_CHANNELS channels of a band of one image. With Winograd channels are a multiple of
+// 16.
 static void winograd_range(const struct operation *operation, const struct cpu_run *run,
                            uint32_t item, void *scratch)
 {
@@ -45,23 +46,21 @@ static void winograd_range(const struct operation *operation, const struct cpu_r
     const struct convolution *op = &operation->convolution;
     struct convolution_plan plan = cpu_convolution_plan(op);
     uint32_t parts = cpu_divide_up(op->c, RANGE_CHANNELS);
-    uint32_t image = item / parts;
     uint32_t first = item % parts * RANGE_CHANNELS;
+    uint32_t band = item / parts % plan.range_bands;
+    uint32_t image = item / parts / plan.range_bands;
     uint64_t pixels = (uint64_t)op->h * op->w;
-    const float *x = (const float *)cpu_address(run, &op->input) + image * pixels * op->c + first;
-    float largest[RANGE_CHANNELS];
-    float squares[RANGE_CHANNELS];
-    uint32_t count = cpu_min(RANGE_CHANNELS, op->c - first);
-    assert(count % 16 == 0);
-    if (count == RANGE_CHANNELS) {
-        winograd_range_groups(x, pixels, op->c, RANGE_CHANNELS / 8, largest, squares);
+    uint64_t begin = pixels * band / plan.range_bands;
+    uint64_t end = pixels * (band + 1) / plan.range_bands;
+    const float *x = (const float *)cpu_address(run, &op->input);
+    x += (image * pixels + begin) * op->c + first;
+    float *largest = cpu_convolution_band(operation, run, &plan, image, band) + first;
+    float *squares = largest + op->c;
+    if (op->c - first >= RANGE_CHANNELS) {
+        winograd_range_groups(x, end - begin, op->c, RANGE_CHANNELS / 8, largest, squares);
     } else {
-        winograd_range_groups(x, pixels, op->c, 2, largest, squares);
-    }
-    float *range = cpu_convolution_range(operation, run, &plan, image) + first;
-    for (uint32_t i = 0; i < count; i++) {
-        cpu_leave_range(range + i, op->c, (double)largest[i], (double)squares[i] / (double)pixels,
-                        pixels);
+        assert(op->c - first == 16);
+        winograd_range_groups(x, end - begin, op->c, 2, largest, squares);
     }
 }
 

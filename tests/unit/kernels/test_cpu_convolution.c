@@ -450,6 +450,36 @@ static void bright_channels_stay_with_winograd(void **state)
     }
 }
 
+// So large that several items look at the input: each of them counts.
+static void a_bright_pixel_is_found_in_every_band(void **state)
+{
+    (void)state;
+    enum { H = 1040, W = 512, C = 32 };
+    struct sample taps = sample_create(WEIGHT_CONVOLUTION, DTYPE_F16, (uint32_t[4]){C, C, 3, 3});
+    float *input = random_floats((size_t)H * W * C);
+    float *output = random_floats((size_t)H * W * C);
+    void *bindings[] = {input, output};
+    struct operation op = {.kind = OPERATION_CONVOLUTION};
+    op.convolution = (struct convolution){
+        .input = slot(SLOT_INPUT), .n = 1, .h = H, .w = W, .c = C, .output = slot(SLOT_OUTPUT)};
+    op.convolution.k = C;
+    op.convolution.stride = 1;
+    op.convolution.weight = taps.weight;
+    assert_int_equal(cpu_convolution_plan(&op.convolution).range_bands, 3);
+    const struct cpu_compute *best = compilation(compilations_count() > 1 ? 1 : 0);
+    for (uint32_t i = 0; i <= 3; i++) {
+        size_t pixel = (size_t)H * W / 3 * i + 77;
+        if (i < 3) input[pixel * C + 31] = 3e5f;
+        uint8_t *arena = run_operation_and_keep(best, &op, bindings);
+        assert_int_equal(went_direct(&op, arena, bindings, 0), i < 3);
+        free(arena);
+        if (i < 3) input[pixel * C + 31] = 0;
+    }
+    free(input);
+    free(output);
+    sample_destroy(&taps);
+}
+
 // What is no number reaches as far as the filter, not as far as a tile.
 static void one_nan_spoils_nine_outputs(void **state)
 {
@@ -486,6 +516,7 @@ int main(void)
         cmocka_unit_test(bright_pixels_do_not_spoil_their_neighbours),
         cmocka_unit_test(a_bright_pixel_is_known_behind_its_norm),
         cmocka_unit_test(bright_channels_stay_with_winograd),
+        cmocka_unit_test(a_bright_pixel_is_found_in_every_band),
         cmocka_unit_test(one_nan_spoils_nine_outputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
