@@ -48,7 +48,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT LUNA_SANITIZE STREQUAL 
     luna_emulated(luna_emulated_race ${CMAKE_BINARY_DIR}/race kernels/emulation/race.cpp)
     foreach(source ${GPU_KERNEL_SOURCES})
       set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS
-        "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,luna_emulated_race>:-O1;-fsanitize=thread;--param;tsan-instrument-func-entry-exit=0>")
+        "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,luna_emulated_race>:-O1;-fsanitize=thread>")
     endforeach()
   endif()
 endif()

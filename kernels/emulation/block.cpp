@@ -90,7 +90,7 @@ race_hooks &races()
 // ---------------------------------------------------------------------------------------------
 // Reports
 
-text format(const char *pattern, ...)
+text format(const char *pattern, ...)  // NOLINT(cert-dcl50-cpp): checked as printf is
 {
     text made;
     va_list arguments;

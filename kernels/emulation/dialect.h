@@ -94,13 +94,25 @@ inline float __half2float(__half value)
     return wide;
 }
 
+// To nearest, ties to even. Results below the smallest normal number are rounded by adding 1/2,
+// whose last place is the quantum of fp16's subnormals; what is too large carries over to infinity.
 inline __half __float2half_rn(float value)
 {
-    if (value != value) return {0x7fff};
-    _Float16 narrow = static_cast<_Float16>(value);
-    __half half;
-    memcpy(&half.bits, &narrow, sizeof half.bits);
-    return half;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return {0x7fff};
+    if (bits >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
+    if (bits < 0x38800000u) {
+        float sum;
+        memcpy(&sum, &bits, sizeof sum);
+        sum += 0.5f;
+        memcpy(&bits, &sum, sizeof bits);
+        return {static_cast<uint16_t>(sign | (bits - 0x3f000000u))};
+    }
+    bits += 0xc8000fffu + (bits >> 13 & 1u);
+    return {static_cast<uint16_t>(sign | bits >> 13)};
 }
 
 template <class T> inline T __ldg(const T *at)

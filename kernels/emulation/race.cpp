@@ -226,7 +226,7 @@ void sync_warp_of(unsigned warp)
 
 // Runs before any kernel, when the library is loaded.
 struct installer {
-    installer()
+    installer() noexcept
     {
         self().shared = static_cast<cell *>(map_zeros(cells_bytes(SHARED_BYTES)));
         self().in_flight = static_cast<uint8_t *>(map_zeros(SHARED_BYTES / GRANULE + 1));

@@ -27,7 +27,7 @@ if(TARGET luna_emulated)
     luna_emulation_program(emulated_race_primitives kernels/emulation/race.cpp)
     target_compile_definitions(emulated_race_primitives PRIVATE LUNA_TEST_RACES)
     set_property(SOURCE tests/emulation/test_primitives.cpp PROPERTY COMPILE_OPTIONS
-      "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,emulated_race_primitives>:-O1;-fsanitize=thread;--param;tsan-instrument-func-entry-exit=0>")
+      "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,emulated_race_primitives>:-O1;-fsanitize=thread>")
   endif()
   foreach(name models faults)
     add_executable(emulated_test_${name} tests/emulation/test_${name}.c)
