@@ -260,7 +260,7 @@ void lora_stacks_on_resolve(struct lora_store *self, const luna_ResolveStack *le
 {
     luna_Header header;
     struct error error = {0};
-    union codec_request *request = malloc(sizeof *request);
+    union codec_request *request = calloc(1, sizeof *request);
     struct lora_stack *stack = calloc(1, sizeof *stack);
     uint32_t index = 0;
     enum status status = STATUS_OK;

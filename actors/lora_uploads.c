@@ -316,6 +316,7 @@ static enum status begin(struct lora_store *self, struct lora_ask *ask, struct e
     }
     status = make_upload(self, ask, &hash, &upload, error);
     if (status != STATUS_OK) return status;
+    assert(upload != NULL);
     const luna_LoraReply reply = {.upload = upload->id};
     lora_asks_answer(self, ask, &reply, NULL);
     return STATUS_OK;

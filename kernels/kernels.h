@@ -22,9 +22,9 @@
 // Legend: n images, h rows, w columns, c channels in, k channels (or columns) out, r x r taps.
 // Activations are NHWC (or [rows, width]) in the device's activation type, float32 on a CPU.
 //
-// Which algorithm, tile or split an operation takes depends on shapes and weights alone, never on
-// load, timing, threads or batch-mates, and every sum has a fixed order: the same program on the
-// same bytes gives the same bytes.
+// Which algorithm, tile or split an operation takes depends on shapes, weights and the image itself
+// (a bright pixel asks for another convolution), never on load, timing, threads or batch-mates, and
+// every sum has a fixed order: the same program on the same bytes gives the same bytes.
 
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H

@@ -83,7 +83,8 @@ void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run,
 static void leave_range(float *range, uint32_t channels, double largest, double mean_square,
                         uint64_t count)
 {
-    double bright = count / 256 < 9 ? (double)(count / 256) : 9;
+    uint64_t share = count / 256;
+    double bright = share < 9 ? (double)share : 9;
     double rest = mean_square - bright * largest * largest / (double)count;
     if (rest < mean_square * 0x1p-12) rest = mean_square * 0x1p-12;
     range[0] = (float)(largest * largest);

@@ -98,6 +98,7 @@ static bool add_patch(struct merge_plan *self, uint32_t index)
     const struct tensor_table *tensors = self->model->networks[module->part]->tensors;
     const struct tensor *base = tensor_table_find(tensors, module->target);
     assert(base != NULL);
+    assert(self->targets.items != NULL);
     self->targets.items[self->targets.count++] = (struct merge_target){.part = module->part,
                                                                        .base = base,
                                                                        .patches_begin = index,
