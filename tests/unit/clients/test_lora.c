@@ -164,13 +164,32 @@ static int tear_down(void **state)
     return 0;
 }
 
+static enum status put_file(struct setting *self, const struct luna_lora_file *file,
+                            const struct luna_transfer *transfer, luna_Lora *lora, bool *moved,
+                            struct error *error)
+{
+    fake_in_order(&self->fake);
+    enum status status = luna_lora_put(self->client, file, transfer, lora, moved, error);
+    fake_in_order(&self->fake);
+    return status;
+}
+
+static enum status get(struct setting *self, const char *reference, int out,
+                       const struct luna_transfer *transfer, luna_Lora *lora, struct error *error)
+{
+    fake_in_order(&self->fake);
+    enum status status = luna_lora_get(self->client, reference, out, transfer, lora, error);
+    fake_in_order(&self->fake);
+    return status;
+}
+
 static enum status put(struct setting *self, const struct luna_transfer *transfer, bool *moved,
                        struct error *error)
 {
     luna_Lora lora;
     const struct luna_lora_file file = {
         .descriptor = self->file, .bytes = FILE_BYTES, .hash = HASH, .name = "style"};
-    return luna_lora_put(self->client, &file, transfer, &lora, moved, error);
+    return put_file(self, &file, transfer, &lora, moved, error);
 }
 
 static void assert_came_down(struct setting *self)
@@ -261,8 +280,7 @@ static void a_name_that_is_too_long_is_not_sent(void **state)
     name[299] = '\0';
     const struct luna_lora_file file = {
         .descriptor = self->file, .bytes = FILE_BYTES, .hash = HASH, .name = name};
-    assert_int_equal(luna_lora_put(self->client, &file, NULL, &lora, NULL, &error),
-                     STATUS_INVALID_ARGUMENT);
+    assert_int_equal(put_file(self, &file, NULL, &lora, NULL, &error), STATUS_INVALID_ARGUMENT);
     assert_non_null(strstr(error.message, "299"));
     assert_int_equal(shelf->begins, 0);
 }
@@ -274,8 +292,7 @@ static void a_file_comes_down_in_pieces_held_by_its_hash(void **state)
     struct setting *self = *state;
     struct error error = {0};
     luna_Lora lora;
-    assert_int_equal(luna_lora_get(self->client, "style", self->out, NULL, &lora, &error),
-                     STATUS_OK);
+    assert_int_equal(get(self, "style", self->out, NULL, &lora, &error), STATUS_OK);
     assert_came_down(self);
     assert_int_equal(shelf->gets, 3);
     assert_string_equal(shelf->asked[0], "style");
@@ -289,7 +306,7 @@ static void a_file_that_is_replaced_meanwhile_is_an_error(void **state)
     struct error error = {0};
     luna_Lora lora;
     shelf->replaces = true;
-    assert_int_equal(luna_lora_get(self->client, "style", self->out, NULL, &lora, &error),
+    assert_int_equal(get(self, "style", self->out, NULL, &lora, &error),
                      STATUS_FAILED_PRECONDITION);
     assert_non_null(strstr(error.message, "replaced"));
 }
@@ -301,9 +318,8 @@ static void a_file_that_cannot_be_written_is_an_error(void **state)
     luna_Lora lora;
     int pair[2];
     assert_int_equal(pipe(pair), 0);
-    assert_int_equal(
-        luna_lora_get(self->client, "style", pair[0], NULL, &lora, &error),  // the end to read
-        STATUS_INTERNAL);
+    assert_int_equal(get(self, "style", pair[0], NULL, &lora, &error),  // the end to read
+                     STATUS_INTERNAL);
     assert_non_null(strstr(error.message, "writing"));
     close(pair[0]);
     close(pair[1]);
@@ -386,8 +402,7 @@ static void on_the_same_machine_the_file_is_handed_over(void **state)
     struct error error = {0};
     luna_Lora lora;
     start_adapters(&adapters, self, luna_Code_OK);
-    assert_int_equal(luna_lora_get(self->client, "style", self->out, NULL, &lora, &error),
-                     STATUS_OK);
+    assert_int_equal(get(self, "style", self->out, NULL, &lora, &error), STATUS_OK);
     stop_adapters(&adapters);
     assert_came_down(self);
     assert_int_equal(shelf->gets, 0);
@@ -401,8 +416,7 @@ static void what_is_not_handed_over_comes_in_pieces(void **state)
     struct error error = {0};
     luna_Lora lora;
     start_adapters(&adapters, self, luna_Code_UNAVAILABLE);
-    assert_int_equal(luna_lora_get(self->client, "style", self->out, NULL, &lora, &error),
-                     STATUS_OK);
+    assert_int_equal(get(self, "style", self->out, NULL, &lora, &error), STATUS_OK);
     stop_adapters(&adapters);
     assert_came_down(self);
     assert_int_equal(shelf->gets, 3);
