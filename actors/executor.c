@@ -8,7 +8,6 @@
 
 #include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "actors/event.h"
@@ -144,9 +143,9 @@ static enum status open_edges(struct executor *self, struct error *error)
     enum status status =
         socket_open(&self->workers_router, self->context->zmq, EDGE_EXECUTOR, error);
     if (status == STATUS_OK) status = socket_bind(self->workers_router, EXECUTOR_ADDRESS, error);
-    if (status == STATUS_OK)
-        status = socket_open(&self->loader_pair, self->context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_bind(self->loader_pair, LOADER_ADDRESS, error);
+    const struct pair_end loader = {
+        .address = LOADER_ADDRESS, .binds = true, .on_readable = executor_on_loader, .state = self};
+    if (status == STATUS_OK) status = pair_open(&self->loader_pair, self->context, &loader, error);
     for (size_t i = 0; status == STATUS_OK && i < sizeof remote / sizeof remote[0]; i++) {
         status = socket_open(remote[i].socket, self->context->zmq, remote[i].edge, error);
         socket_ipc_endpoint(endpoint, sizeof endpoint, self->arguments.private_directory,
@@ -168,10 +167,6 @@ static enum status watch_edges(struct executor *self, struct error *error)
     if (status == STATUS_OK) {
         status = loop_add_socket(loop, self->workers_router, false, executor_on_workers, self,
                                  &self->watches[WATCH_WORKERS], error);
-    }
-    if (status == STATUS_OK) {
-        status = loop_add_socket(loop, self->loader_pair, false, executor_on_loader, self,
-                                 &self->watches[WATCH_LOADER], error);
     }
     if (status == STATUS_OK) {
         status = loop_add_timer(loop, 1, EXECUTOR_REPORT_MS, on_report, self, &self->report, error);
@@ -204,13 +199,9 @@ static void executor_destroy(void *state)
     executor_stacks_destroy(&self->stacks);
     actor_stop(&self->loader);
     // An answer of the loader that nobody read may carry networks.
-    struct message message;
-    message_init(&message);
-    while (self->loader_pair != NULL && message_receive(&message, self->loader_pair) == STATUS_OK) {
-        struct loader_letter letter;
-        memcpy(&letter, message_frame(&message, 0).data, sizeof letter);
+    struct loader_letter letter;
+    while (pair_receive(&self->loader_pair, &letter, sizeof letter)) {
         if (!letter.is_hash) loaded_destroy(&letter.loaded);
-        message_clear(&message);
     }
     loop_timer_remove(&self->report);
     for (size_t i = 0; i < sizeof self->watches / sizeof self->watches[0]; i++) {
@@ -219,7 +210,7 @@ static void executor_destroy(void *state)
     socket_close(&self->scaler);
     socket_close(&self->registry);
     socket_close(&self->workers_router);
-    socket_close(&self->loader_pair);
+    pair_close(&self->loader_pair);
     for (uint32_t i = 0; i < EXECUTOR_MODELS_MAX; i++) {
         loaded_destroy(&self->models[i].loaded[luna_Group_VAE]);
         loaded_destroy(&self->models[i].loaded[luna_Group_TEXT]);

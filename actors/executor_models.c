@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "actors/event.h"
-#include "runtime/message.h"
 
 struct model_entry *executor_find_model(struct executor *self, const char *name)
 {
@@ -187,12 +186,7 @@ enum status executor_ask_loader(struct executor *self, struct model_entry *model
     enum status status = admit(self, model, group, error);
     if (status != STATUS_OK) return status;
     struct loader_letter letter = {.definition = model->definition, .group = group};
-    struct message message;
-    message_init(&message);
-    status = message_append(&message, (struct bytes){.data = &letter, .size = sizeof letter});
-    if (status == STATUS_OK) status = message_send(&message, self->loader_pair);
-    message_clear(&message);
-    loop_socket_touch(self->watches[WATCH_LOADER]);
+    status = pair_send(&self->loader_pair, &letter, sizeof letter);
     model->loading[group] = true;
     if (status == STATUS_OK) return STATUS_OK;
     end_promise(self, model, group);
@@ -328,14 +322,8 @@ static void on_hash(struct executor *self, struct model_entry *model,
 void executor_on_loader(void *state)
 {
     struct executor *self = state;
-    struct message message;
     struct loader_letter letter;
-    message_init(&message);
-    if (message_receive(&message, self->loader_pair) != STATUS_OK) return;
-    struct bytes frame = message_frame(&message, 0);
-    assert(frame.size == sizeof letter);
-    memcpy(&letter, frame.data, sizeof letter);
-    message_clear(&message);
+    if (!pair_receive(&self->loader_pair, &letter, sizeof letter)) return;
 
     struct model_entry *model = executor_find_model(self, letter.definition.name);
     assert(model != NULL);  // entries are not given up

@@ -21,9 +21,8 @@
 
 // A thread and the way to it.
 struct lane {
-    struct actor *actor;        // of stack_lane_kind
-    void *pair;                 // to it
-    struct loop_socket *watch;  // of pair
+    struct actor *actor;  // of stack_lane_kind
+    struct pair pair;     // to it
 };
 
 struct executor_stacks {
@@ -40,14 +39,9 @@ struct executor_stacks {
 
 static void order(struct lane *lane, const struct stack_letter *letter)
 {
-    struct message message;
-    message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = letter, .size = sizeof *letter});
-    if (status == STATUS_OK) status = message_send(&message, lane->pair);
+    enum status status = pair_send(&lane->pair, letter, sizeof *letter);
     assert(status == STATUS_OK);  // one at a time on an edge inside the process
-    message_clear(&message);
-    loop_socket_touch(lane->watch);
+    (void)status;
 }
 
 static void on_fetch(void *context, const struct stack_fetch *wanted)
@@ -221,15 +215,8 @@ static void take_answer(struct executor_stacks *self, struct stack_letter *lette
 
 static void read_lane(struct executor_stacks *self, struct lane *lane)
 {
-    struct message message;
     struct stack_letter letter;
-    message_init(&message);
-    while (lane->pair != NULL && message_receive(&message, lane->pair) == STATUS_OK) {
-        assert(message_frame(&message, 0).size == sizeof letter);
-        memcpy(&letter, message_frame(&message, 0).data, sizeof letter);
-        message_clear(&message);
-        take_answer(self, &letter);
-    }
+    while (pair_receive(&lane->pair, &letter, sizeof letter)) take_answer(self, &letter);
 }
 
 static void on_fetcher(void *state)
@@ -287,14 +274,11 @@ static enum status open_lane(struct executor_stacks *self, struct lane *lane, co
     struct executor *executor = self->executor;
     const struct stack_lane_arguments arguments = {
         .private_directory = executor->arguments.private_directory, .address = address};
-    enum status status = socket_open(&lane->pair, executor->context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_bind(lane->pair, address, error);
+    const struct pair_end end = {
+        .address = address, .binds = true, .on_readable = on_answer, .state = self};
+    enum status status = pair_open(&lane->pair, executor->context, &end, error);
     if (status == STATUS_OK) {
         status = actor_start(&lane->actor, &stack_lane_kind, &executor->host, &arguments, error);
-    }
-    if (status == STATUS_OK) {
-        status = loop_add_socket(executor->context->loop, lane->pair, false, on_answer, self,
-                                 &lane->watch, error);
     }
     return status;
 }
@@ -352,12 +336,6 @@ enum status executor_stacks_create(struct executor_stacks **out, struct executor
     return STATUS_OK;
 }
 
-static void close_lane(struct lane *lane)
-{
-    loop_socket_remove(&lane->watch);
-    socket_close(&lane->pair);
-}
-
 void executor_stacks_destroy(struct executor_stacks **self_p)
 {
     assert(self_p != NULL);
@@ -371,8 +349,8 @@ void executor_stacks_destroy(struct executor_stacks **self_p)
     read_lane(self, &self->merger);
     release_leaving(self);
     stack_desk_destroy(&self->desk);
-    close_lane(&self->fetcher);
-    close_lane(&self->merger);
+    pair_close(&self->fetcher.pair);
+    pair_close(&self->merger.pair);
     loop_socket_remove(&self->watch_store);
     socket_close(&self->store);
     free(self);

@@ -11,6 +11,7 @@
 #include "actors/executor.h"
 #include "actors/executor_stacks.h"
 #include "actors/ledger.h"
+#include "actors/pair.h"
 
 #define EXECUTOR_MODELS_MAX 64u
 #define EXECUTOR_WORKERS_MAX 16u
@@ -55,10 +56,10 @@ struct executor {
     struct torch_reader torch;            // for the loader
     struct executor_stacks *stacks;       // adapters and merged copies
     struct actor *loader;                 // reads files
-    void *loader_pair;                    // to it
+    struct pair loader_pair;              // to it
     void *scaler, *registry;              // DEALER
     void *workers_router;                 // ROUTER, from the workers
-    struct loop_socket *watches[4];       // scaler, registry, workers, loader
+    struct loop_socket *watches[3];       // scaler, registry, workers
     struct loop_timer *report;            // DeviceReport each second
     struct model_entry models[EXECUTOR_MODELS_MAX];
     struct worker_entry workers[EXECUTOR_WORKERS_MAX];
@@ -69,7 +70,6 @@ enum executor_watch {
     WATCH_SCALER,
     WATCH_REGISTRY,
     WATCH_WORKERS,
-    WATCH_LOADER,
 };
 
 // Now, on the actor's clock.

@@ -15,16 +15,14 @@
 #include <sodium.h>
 
 #include "actors/executor.h"
-#include "runtime/message.h"
-#include "runtime/socket.h"
+#include "actors/pair.h"
 
 #define HASHES_MAX 64u
 
 struct loader {
     const struct actor_context *context;  // as actor.h gives it
     struct loader_arguments arguments;    // as the executor gave them
-    void *pair;                           // to the executor
-    struct loop_socket *watch;            // of pair
+    struct pair pair;                     // to the executor
     struct loop_timer *idle;              // hashing happens on it
     struct loader_letter *hashes;         // ring of HASHES_MAX models to hash
     uint32_t hashes_first, hashes_count;  // live part of it
@@ -129,14 +127,7 @@ done:
 
 static void answer(struct loader *self, const struct loader_letter *letter)
 {
-    struct message message;
-    message_init(&message);
-    if (message_append(&message, (struct bytes){.data = letter, .size = sizeof *letter}) ==
-        STATUS_OK) {
-        message_send(&message, self->pair);
-    }
-    message_clear(&message);
-    loop_socket_touch(self->watch);
+    pair_send(&self->pair, letter, sizeof *letter);
 }
 
 // ---- hashing
@@ -144,10 +135,7 @@ static void answer(struct loader *self, const struct loader_letter *letter)
 static bool somebody_asks(void *context)
 {
     const struct loader *self = context;
-    int events = 0;
-    size_t size = sizeof events;
-    if (zmq_getsockopt(self->pair, ZMQ_EVENTS, &events, &size) != 0) return true;
-    return (events & ZMQ_POLLIN) != 0;
+    return pair_has_message(&self->pair);
 }
 
 // The content id of a model's text is that of its encoders together: one encoder's own hash, or the
@@ -196,7 +184,7 @@ static void on_idle(void *state)
     enum status status = hash_model(self, letter);
     if (status == STATUS_CANCELLED) {
         loop_timer_restart(self->idle, 100);
-        loop_socket_touch(self->watch);
+        loop_socket_touch(self->pair.watch);
         return;
     }
     if (status == STATUS_OK) {
@@ -223,14 +211,8 @@ static void hash_later(struct loader *self, const struct loader_letter *letter)
 static void on_letter(void *state)
 {
     struct loader *self = state;
-    struct message message;
     struct loader_letter letter;
-    message_init(&message);
-    if (message_receive(&message, self->pair) != STATUS_OK) return;
-    struct bytes frame = message_frame(&message, 0);
-    assert(frame.size == sizeof letter);
-    memcpy(&letter, frame.data, sizeof letter);
-    message_clear(&message);
+    if (!pair_receive(&self->pair, &letter, sizeof letter)) return;
     if (load(self, &letter.definition, letter.group, &letter.loaded, &letter.error) == STATUS_OK) {
         letter.error.status = STATUS_OK;
     }
@@ -245,8 +227,7 @@ static void loader_destroy(void *state)
     struct loader *self = state;
     if (self == NULL) return;
     loop_timer_remove(&self->idle);
-    loop_socket_remove(&self->watch);
-    socket_close(&self->pair);
+    pair_close(&self->pair);
     free(self->hashes);
     free(self);
 }
@@ -266,12 +247,9 @@ static enum status loader_create(void **state, const struct actor_context *conte
     self->arguments = *(const struct loader_arguments *)arguments;
     // Loading and hashing yield to the compute threads.
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 5);
-    enum status status = socket_open(&self->pair, context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_connect(self->pair, LOADER_ADDRESS, error);
-    if (status == STATUS_OK) {
-        status =
-            loop_add_socket(context->loop, self->pair, false, on_letter, self, &self->watch, error);
-    }
+    const struct pair_end end = {
+        .address = LOADER_ADDRESS, .on_readable = on_letter, .state = self};
+    enum status status = pair_open(&self->pair, context, &end, error);
     if (status == STATUS_OK)
         status = loop_add_timer(context->loop, 1000, 0, on_idle, self, &self->idle, error);
     if (status != STATUS_OK) {

@@ -17,11 +17,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "actors/pair.h"
 #include "actors/pool_map.h"
 #include "actors/topology.h"
 #include "actors/torch_child.h"
 #include "base/text.h"
-#include "runtime/socket.h"
 
 #define SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
@@ -30,8 +30,7 @@ struct lora_lane {
     struct lora_lane_arguments arguments;  // as the store gave them
     struct torch_reader reader;            // child process
     struct pool_map *pools;                // of clients' shared memory
-    void *orders;                          // PAIR
-    struct loop_socket *watch;             // of orders
+    struct pair pair;                      // orders and results
 };
 
 void lora_lane_address(char out[64], uint32_t index)
@@ -360,7 +359,7 @@ static void answer(struct lora_lane *self, struct lora_result *result)
     message_init(&message);
     enum status status = message_append_owned(&message, result, sizeof *result, result_free, NULL);
     if (status != STATUS_OK) result_free(result, NULL);
-    if (status == STATUS_OK) status = message_send(&message, self->orders);
+    if (status == STATUS_OK) status = message_send(&message, self->pair.socket);
     if (status != STATUS_OK) {
         log_event(self->context->log, LOG_ERROR, "lane.lost", "why=%s", status_name(status));
     }
@@ -393,7 +392,7 @@ static void on_orders(void *state)
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
         struct message message;
         message_init(&message);
-        if (message_receive(&message, self->orders) != STATUS_OK) return;
+        if (message_receive(&message, self->pair.socket) != STATUS_OK) return;
         on_order(self, &message);
         message_clear(&message);
     }
@@ -403,8 +402,7 @@ static void lane_destroy(void *state)
 {
     struct lora_lane *self = state;
     if (self == NULL) return;
-    loop_socket_remove(&self->watch);
-    socket_close(&self->orders);
+    pair_close(&self->pair);
     pool_map_destroy(&self->pools);
     free(self);
 }
@@ -425,12 +423,8 @@ static enum status lane_create(void **state, const struct actor_context *context
     lora_lane_address(address, self->arguments.index);
     enum status status =
         pool_map_create(&self->pools, self->arguments.core->private_directory, error);
-    if (status == STATUS_OK) status = socket_open(&self->orders, context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_connect(self->orders, address, error);
-    if (status == STATUS_OK) {
-        status = loop_add_socket(context->loop, self->orders, false, on_orders, self, &self->watch,
-                                 error);
-    }
+    const struct pair_end end = {.address = address, .on_readable = on_orders, .state = self};
+    if (status == STATUS_OK) status = pair_open(&self->pair, context, &end, error);
     if (status != STATUS_OK) {
         lane_destroy(self);
         return status;

@@ -13,6 +13,7 @@
 #include "actors/ask.h"
 #include "actors/lora_files.h"
 #include "actors/lora_lane.h"
+#include "actors/pair.h"
 #include "actors/topology.h"
 #include "runtime/socket.h"
 
@@ -145,12 +146,11 @@ struct lora_store {
     struct loop_timer *rescan;            // soon after something changed
     struct loop_timer *tell;              // totals to the monitor
 
-    _Atomic bool stop;                // lanes are to give up what takes long
-    struct actor *lanes[LORA_LANES];  // threads
-    void *lane_sockets[LORA_LANES];   // PAIR
-    struct loop_socket *lane_watches[LORA_LANES];
-    uint32_t lane_loads[LORA_LANES];  // orders that each has
-    uint64_t tickets;                 // the last one given out
+    _Atomic bool stop;                   // lanes are to give up what takes long
+    struct actor *lanes[LORA_LANES];     // threads
+    struct pair lane_pairs[LORA_LANES];  // to the lanes
+    uint32_t lane_loads[LORA_LANES];     // orders that each has
+    uint64_t tickets;                    // the last one given out
     struct lora_flight flights[LORA_FLIGHTS_MAX];
 
     int inotify;                            // descriptor; -1: nobody tells of changes

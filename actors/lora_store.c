@@ -310,9 +310,8 @@ enum status lora_store_order(struct lora_store *self, struct lora_order *order, 
     if (status == STATUS_OK && frames != NULL) {
         status = message_append_shared(&message, frames, index);
     }
-    if (status == STATUS_OK) status = message_send(&message, self->lane_sockets[lane]);
+    if (status == STATUS_OK) status = loop_socket_send(self->lane_pairs[lane].watch, &message);
     message_clear(&message);
-    if (self->lane_watches[lane] != NULL) loop_socket_touch(self->lane_watches[lane]);
     if (status != STATUS_OK) {
         error_set(error, STATUS_RESOURCE_EXHAUSTED, "the LoRA store has too much to do");
         if (error != NULL) error->retry_after_ms = 100;
@@ -378,7 +377,7 @@ static void read_lane(struct lora_store *self, uint32_t lane)
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
         struct message message;
         message_init(&message);
-        if (message_receive(&message, self->lane_sockets[lane]) != STATUS_OK) return;
+        if (message_receive(&message, self->lane_pairs[lane].socket) != STATUS_OK) return;
         take_result(self, lora_lane_result(&message));
         message_clear(&message);
     }
@@ -467,13 +466,9 @@ static enum status start_lanes(struct lora_store *self, struct error *error)
     for (uint32_t i = 0; i < LORA_LANES; i++) {
         char address[64];
         lora_lane_address(address, i);
-        enum status status =
-            socket_open(&self->lane_sockets[i], self->context->zmq, EDGE_LANE, error);
-        if (status == STATUS_OK) status = socket_bind(self->lane_sockets[i], address, error);
-        if (status == STATUS_OK) {
-            status = loop_add_socket(self->context->loop, self->lane_sockets[i], false, on_lane,
-                                     self, &self->lane_watches[i], error);
-        }
+        const struct pair_end end = {
+            .address = address, .binds = true, .on_readable = on_lane, .state = self};
+        enum status status = pair_open(&self->lane_pairs[i], self->context, &end, error);
         const struct lora_lane_arguments arguments = {
             .core = &self->core, .index = i, .inotify = self->inotify, .stop = &self->stop};
         if (status == STATUS_OK) {
@@ -584,10 +579,7 @@ static void lora_store_destroy(void *state)
     loop_timer_remove(&self->rescan);
     loop_socket_remove(&self->watch_router);
     loop_socket_remove(&self->watch_executors);
-    for (uint32_t i = 0; i < LORA_LANES; i++) {
-        loop_socket_remove(&self->lane_watches[i]);
-        socket_close(&self->lane_sockets[i]);
-    }
+    for (uint32_t i = 0; i < LORA_LANES; i++) pair_close(&self->lane_pairs[i]);
     socket_close(&self->router);
     socket_close(&self->executors_socket);
     socket_close(&self->events);

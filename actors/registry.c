@@ -200,13 +200,7 @@ enum status registry_start_opening(struct registry *self, const char *name,
     }
     struct lane_order sent = *order;
     sent.ticket = self->tickets + 1;
-    struct message message;
-    message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = &sent, .size = sizeof sent});
-    if (status == STATUS_OK) status = message_send(&message, self->lane_socket);
-    message_clear(&message);
-    if (self->watch_lane != NULL) loop_socket_touch(self->watch_lane);
+    enum status status = pair_send(&self->lane_pair, &sent, sizeof sent);
     if (status != STATUS_OK) return error_set(error, status, "the registry's lane takes no order");
     self->tickets = sent.ticket;
     self->openings_count += 1;
@@ -331,14 +325,9 @@ static void on_result(struct registry *self, const struct lane_result *result)
 static void on_lane(void *state)
 {
     struct registry *self = state;
+    struct lane_result result;
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        struct lane_result result;
-        message_init(&message);
-        if (message_receive(&message, self->lane_socket) != STATUS_OK) return;
-        assert(message_frame(&message, 0).size == sizeof result);
-        memcpy(&result, message_frame(&message, 0).data, sizeof result);
-        message_clear(&message);
+        if (!pair_receive(&self->lane_pair, &result, sizeof result)) return;
         on_result(self, &result);
     }
 }
@@ -438,7 +427,6 @@ static enum status open_sockets(struct registry *self, const char *private_direc
         bool binds;
     } ends[] = {
         {&self->events, EDGE_EVENTS, ADDRESS_EVENTS, false},
-        {&self->lane_socket, EDGE_LANE, REGISTRY_LANE_ADDRESS, true},
         {&self->router, EDGE_ROUTER_REGISTRY, ADDRESS_ROUTER_REGISTRY, false},
         {&self->scaler, EDGE_REGISTRY_SCALER, ADDRESS_REGISTRY_SCALER, true},
         {&self->executors, EDGE_REGISTRY, endpoint, true},
@@ -463,7 +451,6 @@ static enum status watch_all(struct registry *self, struct error *error)
         {self->executors, on_executors, &self->watch_executors},
         {self->router, on_router, &self->watch_router},
         {self->scaler, on_scaler, &self->watch_scaler},
-        {self->lane_socket, on_lane, &self->watch_lane},
     };
     enum status status = STATUS_OK;
     for (size_t i = 0; status == STATUS_OK && i < sizeof watches / sizeof watches[0]; i++) {
@@ -525,7 +512,7 @@ static void await_openings(struct registry *self, uint32_t milliseconds_max)
     uint64_t end_ms = clock_ms(clock) + milliseconds_max;
     uint64_t now_ms = clock_ms(clock);
     while (self->openings_count > 0 && now_ms < end_ms) {
-        zmq_pollitem_t item = {.socket = self->lane_socket, .events = ZMQ_POLLIN};
+        zmq_pollitem_t item = {.socket = self->lane_pair.socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, (long)(end_ms - now_ms));
         on_lane(self);
         now_ms = clock_ms(clock);
@@ -538,10 +525,10 @@ static void registry_destroy(void *state)
     if (self == NULL) return;
     actor_stop(&self->lane);
     struct loop_socket **watches[] = {&self->watch_executors, &self->watch_router,
-                                      &self->watch_scaler, &self->watch_lane};
+                                      &self->watch_scaler};
     for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++) loop_socket_remove(watches[i]);
-    void **sockets[] = {&self->executors, &self->router, &self->scaler, &self->lane_socket,
-                        &self->events};
+    pair_close(&self->lane_pair);
+    void **sockets[] = {&self->executors, &self->router, &self->scaler, &self->events};
     for (size_t i = 0; i < sizeof sockets / sizeof sockets[0]; i++) socket_close(sockets[i]);
     free(self);
 }
@@ -562,7 +549,10 @@ static enum status registry_create(void **state, const struct actor_context *con
              MODEL_STORE_NAME);
     const struct actor_host host = {
         .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};
+    const struct pair_end lane = {
+        .address = REGISTRY_LANE_ADDRESS, .binds = true, .on_readable = on_lane, .state = self};
     enum status status = open_sockets(self, core->private_directory, error);
+    if (status == STATUS_OK) status = pair_open(&self->lane_pair, context, &lane, error);
     if (status == STATUS_OK) {
         status = actor_start(&self->lane, &registry_lane_kind, &host, core, error);
     }

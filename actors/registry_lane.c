@@ -10,18 +10,16 @@
 #include <string.h>
 
 #include "actors/event.h"
+#include "actors/pair.h"
 #include "actors/topology.h"
 #include "actors/torch_child.h"
 #include "models/model.h"
-#include "runtime/message.h"
-#include "runtime/socket.h"
 
 struct registry_lane {
     const struct actor_context *context;  // as actor.h gives it
     const struct config *config;          // of the daemon
     struct torch_reader reader;           // child process
-    void *orders;                         // PAIR
-    struct loop_socket *watch;            // of orders
+    struct pair pair;                     // orders and results
 };
 
 static enum status find_files(const struct registry_lane *self, const struct lane_order *order,
@@ -85,24 +83,14 @@ static void execute(const struct registry_lane *self, const struct lane_order *o
 static void on_orders(void *state)
 {
     struct registry_lane *self = state;
+    struct lane_order order;
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        struct message message;
-        struct lane_order order;
-        message_init(&message);
-        if (message_receive(&message, self->orders) != STATUS_OK) return;
-        assert(message_frame(&message, 0).size == sizeof order);
-        memcpy(&order, message_frame(&message, 0).data, sizeof order);
-        message_clear(&message);
-
+        if (!pair_receive(&self->pair, &order, sizeof order)) return;
         struct lane_result result;
         execute(self, &order, &result);
-        enum status status =
-            message_append(&message, (struct bytes){.data = &result, .size = sizeof result});
-        if (status == STATUS_OK) status = message_send(&message, self->orders);
-        if (status != STATUS_OK) {
-            log_event(self->context->log, LOG_ERROR, "lane.lost", "why=%s", status_name(status));
-        }
-        message_clear(&message);
+        enum status status = pair_send(&self->pair, &result, sizeof result);
+        if (status == STATUS_OK) continue;
+        log_event(self->context->log, LOG_ERROR, "lane.lost", "why=%s", status_name(status));
     }
 }
 
@@ -110,8 +98,7 @@ static void lane_destroy(void *state)
 {
     struct registry_lane *self = state;
     if (self == NULL) return;
-    loop_socket_remove(&self->watch);
-    socket_close(&self->orders);
+    pair_close(&self->pair);
     free(self);
 }
 
@@ -127,12 +114,9 @@ static enum status lane_create(void **state, const struct actor_context *context
     self->context = context;
     self->config = ((const struct core_arguments *)arguments)->config;
     torch_child_reader(&self->reader);
-    enum status status = socket_open(&self->orders, context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_connect(self->orders, REGISTRY_LANE_ADDRESS, error);
-    if (status == STATUS_OK) {
-        status = loop_add_socket(context->loop, self->orders, false, on_orders, self, &self->watch,
-                                 error);
-    }
+    const struct pair_end end = {
+        .address = REGISTRY_LANE_ADDRESS, .on_readable = on_orders, .state = self};
+    enum status status = pair_open(&self->pair, context, &end, error);
     if (status != STATUS_OK) {
         lane_destroy(self);
         return status;

@@ -9,6 +9,7 @@
 
 #include "actors/ask.h"
 #include "actors/device_table.h"
+#include "actors/pair.h"
 #include "actors/registry_lane.h"
 #include "runtime/socket.h"
 
@@ -65,13 +66,12 @@ struct registry {
     void *executors;                                 // ROUTER
     void *router;                                    // PAIR
     void *scaler;                                    // PAIR
-    void *lane_socket;                               // PAIR
+    struct pair lane_pair;                           // to the lane
     void *events;                                    // PUSH, never read
     char store_path[SOCKET_ENDPOINT_BYTES];          // what clients registered; see model_store.h
     struct loop_socket *watch_executors;             // of executors
     struct loop_socket *watch_router;                // of router
     struct loop_socket *watch_scaler;                // of scaler
-    struct loop_socket *watch_lane;                  // of lane_socket
     struct actor *lane;                              // reads headers
     struct device_table devices;                     // executors
     uint64_t tickets;                                // the last one given out

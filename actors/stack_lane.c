@@ -11,9 +11,8 @@
 #include <unistd.h>
 
 #include "actors/packet.h"
+#include "actors/pair.h"
 #include "actors/topology.h"
-#include "runtime/message.h"
-#include "runtime/socket.h"
 
 #define ANSWER_MS 5000                   // of the store, which may be busy
 #define PROGRESS_NS UINT64_C(500000000)  // between two signs of life
@@ -21,21 +20,15 @@
 struct stack_lane {
     const struct actor_context *context;    // as actor.h gives it
     struct stack_lane_arguments arguments;  // as the executor gave them
-    void *pair;                             // to the executor
-    struct loop_socket *watch;              // of pair
+    struct pair pair;                       // to the executor
     uint64_t told_ns;                       // last sign of life
 };
 
 static void post(struct stack_lane *self, const struct stack_letter *letter)
 {
-    struct message message;
-    message_init(&message);
-    enum status status =
-        message_append(&message, (struct bytes){.data = letter, .size = sizeof *letter});
-    if (status == STATUS_OK) status = message_send(&message, self->pair);
+    enum status status = pair_send(&self->pair, letter, sizeof *letter);
     assert(status == STATUS_OK || letter->kind == STACK_PROGRESS);
-    message_clear(&message);
-    loop_socket_touch(self->watch);
+    (void)status;
 }
 
 // ---- fetching
@@ -92,10 +85,7 @@ static bool should_stop(void *context)
         self->told_ns = now;
         post(self, &letter);
     }
-    int events = 0;
-    size_t size = sizeof events;
-    if (zmq_getsockopt(self->pair, ZMQ_EVENTS, &events, &size) != 0) return true;
-    return (events & ZMQ_POLLIN) != 0;
+    return pair_has_message(&self->pair);
 }
 
 static void merge(struct stack_lane *self, struct stack_letter *letter)
@@ -114,13 +104,8 @@ static void merge(struct stack_lane *self, struct stack_letter *letter)
 static void on_letter(void *state)
 {
     struct stack_lane *self = state;
-    struct message message;
     struct stack_letter letter;
-    message_init(&message);
-    if (message_receive(&message, self->pair) != STATUS_OK) return;
-    assert(message_frame(&message, 0).size == sizeof letter);
-    memcpy(&letter, message_frame(&message, 0).data, sizeof letter);
-    message_clear(&message);
+    if (!pair_receive(&self->pair, &letter, sizeof letter)) return;
     if (letter.kind == STACK_STOP) return;  // it came too late
     if (letter.kind == STACK_FETCH)
         fetch(self, &letter);
@@ -135,8 +120,7 @@ static void stack_lane_destroy(void *state)
 {
     struct stack_lane *self = state;
     if (self == NULL) return;
-    loop_socket_remove(&self->watch);
-    socket_close(&self->pair);
+    pair_close(&self->pair);
     free(self);
 }
 
@@ -152,12 +136,9 @@ static enum status stack_lane_create(void **state, const struct actor_context *c
     self->arguments = *(const struct stack_lane_arguments *)arguments;
     // It yields to the compute threads.
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 5);
-    enum status status = socket_open(&self->pair, context->zmq, EDGE_LANE, error);
-    if (status == STATUS_OK) status = socket_connect(self->pair, self->arguments.address, error);
-    if (status == STATUS_OK) {
-        status =
-            loop_add_socket(context->loop, self->pair, false, on_letter, self, &self->watch, error);
-    }
+    const struct pair_end end = {
+        .address = self->arguments.address, .on_readable = on_letter, .state = self};
+    enum status status = pair_open(&self->pair, context, &end, error);
     if (status != STATUS_OK) {
         stack_lane_destroy(self);
         return status;
