@@ -244,6 +244,8 @@ static enum status executor_create(void **state, const struct actor_context *con
         executor_destroy(self);
         return status;
     }
+    log_event(context->log, LOG_INFO, "device.opened", "device=%s label=\"%s\"",
+              self->arguments.device, device_info(self->device)->label);
     *state = self;
     return STATUS_OK;
 }

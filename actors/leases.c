@@ -1,8 +1,8 @@
 // leases.c - the actor that lends shared memory to clients of this machine.
 //
-//     client  --lease.sock--> acquire, release   (its connection is the session: EOF gives all
-//     back) worker  --pools.sock--> the descriptor of a pool router  --PAIR--------> pin for a job,
-//     unpin
+//     client  --lease.sock--> acquire, release (its connection is the session: EOF gives all back)
+//     worker  --pools.sock--> the descriptor of a pool
+//     router  --PAIR--------> pin for a job, unpin
 //
 // Each uid has a pool of its own: a sealed, sparse memfd whose size nobody can change, so no
 // mapping of it can ever fault. Numbers of pools begin at a random one, so that a worker that
@@ -19,6 +19,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "actors/door.h"
 #include "actors/event.h"
 #include "actors/lease_table.h"
 #include "actors/packet.h"
@@ -26,13 +27,11 @@
 #include "actors/topology.h"
 #include "messages/letter.h"
 #include "runtime/actor.h"
-#include "runtime/channel.h"
 #include "runtime/shared_memory.h"
 #include "runtime/socket.h"
 #include "runtime/system_memory.h"
 
 #define POOLS_MAX 16u
-#define CONNECTIONS_MAX 256u
 #define POOL_BYTES_MAX (UINT64_C(1) << 30)
 #define POOL_SHARE 4u  // a pool has at most this part of the machine's memory
 #define COUNTS_AFTER_MS 100u
@@ -45,33 +44,16 @@ struct pool {
     struct lease_table *table;    // who holds what
 };
 
-struct connection {
-    struct leases *owner;           // back to the actor
-    int socket;                     // -1: the entry is free
-    struct loop_descriptor *watch;  // of socket
-    uint64_t session;               // number, above 0
-    uint32_t uid;                   // of the peer
-    bool is_client;                 // else a worker
-    struct pool *pool;              // of a client that has acquired something; else NULL
-};
-
 struct leases {
-    const struct actor_context *context;             // as actor.h gives it
-    void *router;                                    // PAIR
-    struct loop_socket *watch_router;                // of router
-    void *events;                                    // PUSH, never read
-    int clients;                                     // listens; -1: no ipc address
-    int workers;                                     // listens
-    char clients_path[SOCKET_ENDPOINT_BYTES];        // to be removed at the end
-    char workers_path[SOCKET_ENDPOINT_BYTES];        // see there
-    struct loop_descriptor *watch_clients;           // of clients
-    struct loop_descriptor *watch_workers;           // of workers
-    struct loop_timer *tell;                         // counts to the monitor
-    uint64_t pool_bytes;                             // of a new pool
-    uint32_t pool_number;                            // of the pool made last
-    uint64_t sessions;                               // the last number given out
-    struct pool pools[POOLS_MAX];                    // in no order
-    struct connection connections[CONNECTIONS_MAX];  // in no order
+    const struct actor_context *context;  // as actor.h gives it
+    void *router;                         // PAIR
+    struct loop_socket *watch_router;     // of router
+    void *events;                         // PUSH, never read
+    struct door door;                     // clients and workers
+    struct loop_timer *tell;              // counts to the monitor
+    uint64_t pool_bytes;                  // of a new pool
+    uint32_t pool_number;                 // of the pool made last
+    struct pool pools[POOLS_MAX];         // in no order
 };
 
 // ---- pools
@@ -161,50 +143,44 @@ static void on_tell(void *state)
     post_letter(self->events, &letter, NULL);
 }
 
-static void tell_reclaimed(struct leases *self, const struct connection *connection, uint32_t slots)
+static void tell_reclaimed(struct leases *self, const struct door_guest *guest, uint32_t slots)
 {
     char text[128];
-    snprintf(text, sizeof text, "a client of uid %u is gone: %u leases come back", connection->uid,
+    snprintf(text, sizeof text, "a client of uid %u is gone: %u leases come back", guest->uid,
              slots);
     luna_Letter letter = event_make("lease.reclaimed", "leases", text);
     letter.letter.event.value = slots;
     post_letter(self->events, &letter, NULL);
 }
 
-// ---- connections
+// ---- guests: a client's number is its session, its data the pool that it has acquired from
 
-static void close_connection(struct connection *connection)
+static void on_gone(void *state, struct door_guest *guest)
 {
-    struct leases *self = connection->owner;
-    assert(connection->socket >= 0);
-    loop_descriptor_remove(&connection->watch);
-    close(connection->socket);
-    connection->socket = -1;
-    struct pool *pool = connection->pool;
-    connection->pool = NULL;
+    struct leases *self = state;
+    struct pool *pool = guest->data;
     if (pool == NULL) return;
-    uint32_t slots = lease_table_end_session(pool->table, connection->session);
+    uint32_t slots = lease_table_end_session(pool->table, guest->number);
     pool->sessions -= 1;
     trim(pool);
-    if (slots > 0) tell_reclaimed(self, connection, slots);
+    if (slots > 0) tell_reclaimed(self, guest, slots);
     changed(self);
 }
 
-static enum status acquire(struct connection *connection, uint64_t bytes, luna_LeaseReply *reply,
-                           struct error *error)
+static enum status acquire(struct leases *self, struct door_guest *guest, uint64_t bytes,
+                           luna_LeaseReply *reply, struct error *error)
 {
-    struct leases *self = connection->owner;
-    if (connection->pool == NULL) {
-        enum status status = take_pool(self, connection->uid, &connection->pool, error);
-        if (status != STATUS_OK) return status;
-        connection->pool->sessions += 1;
-    }
-    struct lease lease;
-    enum status status =
-        lease_table_acquire(connection->pool->table, connection->session, bytes, &lease, error);
+    struct pool *pool = guest->data;
+    enum status status = STATUS_OK;
+    if (pool == NULL) status = take_pool(self, guest->uid, &pool, error);
     if (status != STATUS_OK) return status;
-    reply->pool = connection->pool->number;
-    reply->pool_bytes = connection->pool->memory.bytes;
+    struct lease lease;
+    status = lease_table_acquire(pool->table, guest->number, bytes, &lease, error);
+    if (status != STATUS_OK) return status;
+    if (guest->data == NULL) pool->sessions += 1;
+    guest->data = pool;
+    reply->pool = pool->number;
+    reply->pool_bytes = pool->memory.bytes;
     reply->slot = lease.slot;
     reply->generation = lease.generation;
     reply->offset = lease.offset;
@@ -212,134 +188,53 @@ static enum status acquire(struct connection *connection, uint64_t bytes, luna_L
     return STATUS_OK;
 }
 
-static enum status release(struct connection *connection, const luna_LeaseRequest *request,
+static enum status release(struct door_guest *guest, const luna_LeaseRequest *request,
                            struct error *error)
 {
-    if (connection->pool == NULL) {
+    struct pool *pool = guest->data;
+    if (pool == NULL) {
         return error_set(error, STATUS_NOT_FOUND, "this connection has no leases");
     }
-    return lease_table_release(connection->pool->table, connection->session, request->release_slot,
+    return lease_table_release(pool->table, guest->number, request->release_slot,
                                request->release_generation, error);
 }
 
-// Answers one request; false when the connection is to be closed.
-static bool serve_client(struct connection *connection, struct bytes frame)
+static bool serve_client(void *state, struct door_guest *guest, struct bytes packet)
 {
+    struct leases *self = state;
     luna_LeaseRequest request = luna_LeaseRequest_init_zero;
     luna_LeaseReply reply = luna_LeaseReply_init_zero;
     struct error error = {0};
-    bool had_pool = connection->pool != NULL;
-    enum status status = codec_decode(luna_LeaseRequest_fields, frame, &request, &error);
+    const bool had_pool = guest->data != NULL;
+    enum status status = codec_decode(luna_LeaseRequest_fields, packet, &request, &error);
     if (status == STATUS_OK && request.acquire_bytes > 0) {
-        status = acquire(connection, request.acquire_bytes, &reply, &error);
+        status = acquire(self, guest, request.acquire_bytes, &reply, &error);
     } else if (status == STATUS_OK) {
-        status = release(connection, &request, &error);
+        status = release(guest, &request, &error);
     }
     reply.code = (luna_Code)status;
     if (status != STATUS_OK) text_set(reply.message, sizeof reply.message, error.message);
-
+    changed(self);
     // The first reply that names a pool carries its descriptor.
-    bool names_pool = reply.pool != 0;
-    assert(!names_pool || connection->pool != NULL);
-    int descriptor = names_pool && !had_pool ? connection->pool->memory.descriptor : -1;
-    // A pool that was taken for a lease that failed is announced with the next one.
-    if (!names_pool && !had_pool && connection->pool != NULL) {
-        connection->pool->sessions -= 1;
-        connection->pool = NULL;
-    }
-    uint8_t buffer[luna_LeaseReply_size];
-    struct codec_buffer encoded = {.data = buffer, .capacity = sizeof buffer};
-    if (codec_encode(luna_LeaseReply_fields, &reply, &encoded, NULL) != STATUS_OK) return false;
-    changed(connection->owner);
-    // An answer of defaults only would be an empty packet, which means the end; OK is never empty
-    // but for a release.
-    static const uint8_t ok[] = {0x08, 0x00};
-    struct bytes bytes = {.data = buffer, .size = encoded.size};
-    if (bytes.size == 0) bytes = (struct bytes){.data = ok, .size = sizeof ok};
-    const struct channel_descriptors passed = {.count = descriptor >= 0 ? 1 : 0,
-                                               .descriptors = {descriptor}};
-    return channel_send(connection->socket, bytes, &passed) == STATUS_OK;
+    const struct pool *pool = guest->data;
+    const int descriptor = pool != NULL && !had_pool ? pool->memory.descriptor : -1;
+    return door_reply(guest, luna_LeaseReply_fields, &reply, descriptor) == STATUS_OK;
 }
 
-static bool serve_worker(struct connection *connection, struct bytes frame)
+static bool serve_worker(void *state, struct door_guest *guest, struct bytes packet)
 {
     luna_Letter letter;
-    if (letter_decode(frame, &letter, NULL) != STATUS_OK) return false;
+    if (letter_decode(packet, &letter, NULL) != STATUS_OK) return false;
     if (letter.which_letter != luna_Letter_pool_request_tag) return false;
     uint32_t number = letter.letter.pool_request.pool;
-    const struct pool *pool = find_pool(connection->owner, number);
+    const struct pool *pool = find_pool(state, number);
     letter = (luna_Letter){.which_letter = luna_Letter_pool_answer_tag};
     luna_PoolAnswer *answer = &letter.letter.pool_answer;
     answer->pool = number;
     answer->bytes = pool != NULL ? pool->memory.bytes : 0;
     answer->code = pool != NULL ? luna_Code_OK : luna_Code_NOT_FOUND;
-    return packet_send_letter(connection->socket, &letter,
+    return packet_send_letter(guest->socket, &letter,
                               pool != NULL ? pool->memory.descriptor : -1) == STATUS_OK;
-}
-
-static void on_connection(void *state)
-{
-    struct connection *connection = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        uint8_t buffer[LETTER_BYTES_MAX];
-        size_t size = 0;
-        enum status status =
-            channel_receive(connection->socket, buffer, sizeof buffer, &size, NULL);
-        if (status == STATUS_UNAVAILABLE) return;
-        struct bytes frame = {.data = buffer, .size = size};
-        bool served =
-            status == STATUS_OK && (connection->is_client ? serve_client(connection, frame)
-                                                          : serve_worker(connection, frame));
-        if (served) continue;
-        close_connection(connection);
-        return;
-    }
-}
-
-static struct connection *unused_connection(struct leases *self)
-{
-    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) {
-        if (self->connections[i].socket < 0) return &self->connections[i];
-    }
-    return NULL;
-}
-
-static void accept_all(struct leases *self, int listener, bool is_client)
-{
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
-        int socket = -1;
-        uint32_t uid = 0;
-        struct error error = {0};
-        if (packet_accept(listener, &socket, &uid, &error) != STATUS_OK) return;
-        struct connection *connection = unused_connection(self);
-        bool allowed = connection != NULL && (is_client || uid == (uint32_t)geteuid());
-        if (allowed) {
-            self->sessions += 1;
-            *connection = (struct connection){.owner = self,
-                                              .socket = socket,
-                                              .session = self->sessions,
-                                              .uid = uid,
-                                              .is_client = is_client};
-            allowed = loop_add_descriptor(self->context->loop, socket, on_connection, connection,
-                                          &connection->watch, &error) == STATUS_OK;
-            if (!allowed) connection->socket = -1;
-        }
-        if (allowed) continue;
-        log_event(self->context->log, LOG_WARNING, "lease.refused", "uid=%u", uid);
-        close(socket);
-    }
-}
-
-static void on_clients(void *state)
-{
-    struct leases *self = state;
-    accept_all(self, self->clients, true);
-}
-
-static void on_workers(void *state)
-{
-    struct leases *self = state;
-    accept_all(self, self->workers, false);
 }
 
 // ---- the router
@@ -419,25 +314,8 @@ static enum status plan_pools(struct leases *self, struct error *error)
                      (unsigned long)memory.total_bytes);
 }
 
-static enum status listen_both(struct leases *self, const struct core_arguments *core,
-                               struct error *error)
-{
-    struct loop *loop = self->context->loop;
-    snprintf(self->workers_path, sizeof self->workers_path, "%s/%s", core->private_directory,
-             SOCKET_POOLS);
-    text_set(self->clients_path, sizeof self->clients_path, core->lease_path);
-    enum status status = packet_listen(&self->workers, self->workers_path, error);
-    if (status == STATUS_OK) {
-        status =
-            loop_add_descriptor(loop, self->workers, on_workers, self, &self->watch_workers, error);
-    }
-    if (status != STATUS_OK || self->clients_path[0] == '\0') return status;
-    status = packet_listen(&self->clients, self->clients_path, error);
-    if (status != STATUS_OK) return status;
-    return loop_add_descriptor(loop, self->clients, on_clients, self, &self->watch_clients, error);
-}
-
-static enum status open_sockets(struct leases *self, struct error *error)
+static enum status open_sockets(struct leases *self, const struct core_arguments *core,
+                                struct error *error)
 {
     void *zmq = self->context->zmq;
     enum status status = socket_open(&self->events, zmq, EDGE_EVENTS, error);
@@ -448,30 +326,19 @@ static enum status open_sockets(struct leases *self, struct error *error)
     status = loop_add_socket(self->context->loop, self->router, true, on_router, self,
                              &self->watch_router, error);
     if (status != STATUS_OK) return status;
-    return loop_add_timer(self->context->loop, COUNTS_AFTER_MS, 0, on_tell, self, &self->tell,
-                          error);
+    status =
+        loop_add_timer(self->context->loop, COUNTS_AFTER_MS, 0, on_tell, self, &self->tell, error);
+    if (status != STATUS_OK) return status;
+    char workers_path[SOCKET_ENDPOINT_BYTES];
+    snprintf(workers_path, sizeof workers_path, "%s/%s", core->private_directory, SOCKET_POOLS);
+    return door_open(&self->door, core->lease_path, workers_path, error);
 }
 
 static void leases_destroy(void *state)
 {
     struct leases *self = state;
     if (self == NULL) return;
-    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) {
-        struct connection *connection = &self->connections[i];
-        if (connection->socket < 0) continue;
-        loop_descriptor_remove(&connection->watch);
-        close(connection->socket);
-    }
-    loop_descriptor_remove(&self->watch_clients);
-    loop_descriptor_remove(&self->watch_workers);
-    if (self->clients >= 0) {
-        close(self->clients);
-        unlink(self->clients_path);
-    }
-    if (self->workers >= 0) {
-        close(self->workers);
-        unlink(self->workers_path);
-    }
+    door_close(&self->door);
     for (uint32_t i = 0; i < POOLS_MAX; i++) close_pool(&self->pools[i]);
     loop_timer_remove(&self->tell);
     loop_socket_remove(&self->watch_router);
@@ -490,17 +357,19 @@ static enum status leases_create(void **state, const struct actor_context *conte
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the lease manager");
     }
     self->context = context;
-    self->clients = -1;
-    self->workers = -1;
+    const struct door_actor actor = {.state = self,
+                                     .serve_client = serve_client,
+                                     .serve_own = serve_worker,
+                                     .gone = on_gone,
+                                     .refused = "lease.refused"};
+    door_init(&self->door, context, &actor);
     for (uint32_t i = 0; i < POOLS_MAX; i++) self->pools[i].memory.descriptor = -1;
-    for (uint32_t i = 0; i < CONNECTIONS_MAX; i++) self->connections[i].socket = -1;
     enum status status = STATUS_OK;
     if (getrandom(&self->pool_number, sizeof self->pool_number, 0) != sizeof self->pool_number) {
         status = error_set(error, STATUS_INTERNAL, "getrandom: %s", strerror(errno));
     }
     if (status == STATUS_OK) status = plan_pools(self, error);
-    if (status == STATUS_OK) status = open_sockets(self, error);
-    if (status == STATUS_OK) status = listen_both(self, arguments, error);
+    if (status == STATUS_OK) status = open_sockets(self, arguments, error);
     if (status != STATUS_OK) {
         leases_destroy(self);
         return status;

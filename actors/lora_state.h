@@ -11,6 +11,7 @@
 #define ACTORS_LORA_STATE_H
 
 #include "actors/ask.h"
+#include "actors/door.h"
 #include "actors/lora_files.h"
 #include "actors/lora_lane.h"
 #include "actors/pair.h"
@@ -25,7 +26,6 @@
 #define LORA_UPLOADS_MAX 64u         // that are open
 #define LORA_UPLOADS_OF_USER_MAX 8u
 #define LORA_UPLOAD_REST_MS 60000u  // after which one that rests is dropped
-#define LORA_CONNECTIONS_MAX 256u   // of executors and local clients
 #define LORA_EXECUTORS_MAX 8u
 #define LORA_SCAN_ASKS_MAX 64u
 
@@ -114,15 +114,6 @@ struct lora_flight {
     uint64_t reserved;           // TAKE of a one-shot: bytes
 };
 
-struct lora_connection {
-    struct lora_store *owner;       // back to the actor
-    int socket;                     // -1: the entry is free
-    struct loop_descriptor *watch;  // of socket; NULL while a request waits
-    bool is_client;                 // else an executor
-    uint32_t user;                  // uid
-    uint64_t number;                // of this connection, never used again
-};
-
 struct lora_executor {
     char device[32];            // "" for a free entry
     uint8_t connection[32];     // of the ROUTER
@@ -170,14 +161,7 @@ struct lora_store {
     struct lora_stack *stacks[LORA_STACKS_MAX];  // in no order, owned
     struct lora_upload uploads[LORA_UPLOADS_MAX];
 
-    int executors_listener;                      // -1
-    int clients_listener;                        // -1: no ipc address
-    char executors_path[SOCKET_ENDPOINT_BYTES];  // to be removed at the end
-    char clients_path[SOCKET_ENDPOINT_BYTES];    // see there
-    struct loop_descriptor *watch_executors_listener;
-    struct loop_descriptor *watch_clients_listener;
-    uint64_t connections_made;
-    struct lora_connection connections[LORA_CONNECTIONS_MAX];
+    struct door door;  // executors and clients
     struct lora_executor executors[LORA_EXECUTORS_MAX];
     luna_CacheCounts cache;  // as the router told last
 };
@@ -293,7 +277,8 @@ void lora_uploads_on_take(struct lora_store *self, struct lora_ask *ask,
 void lora_uploads_drop(struct lora_store *self, bool all);
 
 // lora_socket.c
+// Makes the door; door_close ends what follows.
+void lora_socket_init(struct lora_store *self);
 enum status lora_socket_listen(struct lora_store *self, struct error *error);
-void lora_socket_close(struct lora_store *self);
 
 #endif  // ACTORS_LORA_STATE_H

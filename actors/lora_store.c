@@ -567,7 +567,7 @@ static void lora_store_destroy(void *state)
     if (self == NULL) return;
     atomic_store(&self->stop, true);
     for (uint32_t i = 0; i < LORA_LANES; i++) actor_stop(&self->lanes[i]);
-    lora_socket_close(self);
+    door_close(&self->door);
     lora_want_free_all(self);
     free_flights(self);
     lora_uploads_drop(self, true);
@@ -602,9 +602,7 @@ static enum status lora_store_create(void **state, const struct actor_context *c
     self->core = *(const struct core_arguments *)arguments;
     self->config = self->core.config;
     self->inotify = -1;
-    self->executors_listener = -1;
-    self->clients_listener = -1;
-    for (uint32_t i = 0; i < LORA_CONNECTIONS_MAX; i++) self->connections[i].socket = -1;
+    lora_socket_init(self);
     for (uint32_t i = 0; i < LORA_UPLOADS_MAX; i++) self->uploads[i].descriptor = -1;
     enum status status = create_parts(self, error);
     if (status == STATUS_OK) status = start_timers(self, error);
