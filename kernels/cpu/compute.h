@@ -98,7 +98,7 @@ static inline const float *cpu_vector(const struct weight *weight)
 {
     if (weight == 0) return 0;
     assert(weight->form == WEIGHT_VECTOR);
-    return cpu_weight_of(weight)->data;
+    return cpu_weight_of(weight)->vector.data;
 }
 
 // Elements of one row (one output) of a weight.

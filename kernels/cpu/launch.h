@@ -9,6 +9,7 @@
 #ifndef KERNELS_CPU_LAUNCH_H
 #define KERNELS_CPU_LAUNCH_H
 
+#include "base/pages.h"
 #include "kernels/device.h"
 
 // What an item may read beside its operation.
@@ -42,13 +43,12 @@ uint64_t cpu_workspace_bytes(const struct device *device, const struct operation
 uint64_t cpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w,
                               uint32_t k);
 
-// A weight as this device keeps it. data is what the launches read.
+// A weight as this device keeps it.
 struct cpu_weight {
     struct weight base;
     const void *parts[WEIGHT_PARTS_MAX];  // as given; the file's bytes
     uint32_t parts_count;                 // how many
-    enum dtype data_dtype;                // type of data: f32 or f16 (bf16 files are kept as bf16)
-    void *data;  // own copy in the layout of this form, or NULL when parts serve
+    struct pages vector;                  // of a vector: a copy of the parts as float32
 };
 
 // See weight_create and weight_destroy of kernels.h.

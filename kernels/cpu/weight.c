@@ -3,7 +3,8 @@
 // A matrix or a convolution is read from the mapped file in the file's own type; the product packs
 // and widens the panel it is about to use, which costs 8 % at 77 rows and less beyond. So creating
 // a weight is free, it holds no memory of its own, and 16-bit weights stay 16 bit. Only vectors are
-// copied, as float32: they are small, and every reader wants them aligned.
+// copied, as float32: they are small, and every reader wants them aligned. The copies are sealed,
+// so that nothing that computes can write a weight.
 
 #include <assert.h>
 #include <stdlib.h>
@@ -80,19 +81,16 @@ static enum status copy_vector(struct cpu_weight *self, const struct weight_sour
                                struct error *error)
 {
     uint64_t part_bytes = (uint64_t)source->dims[0] * sizeof(float);
-    uint64_t bytes = round_up(part_bytes * source->parts_count, 64);
-    self->data = aligned_alloc(64, bytes);
-    if (self->data == NULL) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no %llu bytes for a vector",
-                         (unsigned long long)bytes);
-    }
+    uint64_t bytes = part_bytes * source->parts_count;
+    enum status status = pages_take(&self->vector, bytes, error);
+    if (status != STATUS_OK) return status;
+    uint8_t *data = self->vector.data;
     for (uint32_t i = 0; i < source->parts_count; i++) {
-        dtype_convert((uint8_t *)self->data + i * part_bytes, DTYPE_F32, source->parts[i],
-                      source->dtype, source->dims[0]);
+        dtype_convert(data + i * part_bytes, DTYPE_F32, source->parts[i], source->dtype,
+                      source->dims[0]);
     }
-    self->data_dtype = DTYPE_F32;
-    self->base.bytes = bytes;
-    return STATUS_OK;
+    self->base.bytes = self->vector.bytes;
+    return pages_seal(&self->vector, bytes, error);
 }
 
 enum status cpu_weight_create(struct weight **out, struct device *device,
@@ -116,7 +114,6 @@ enum status cpu_weight_create(struct weight **out, struct device *device,
     self->base.dims[0] *= source->parts_count;
     self->parts_count = source->parts_count;
     for (uint32_t i = 0; i < source->parts_count; i++) self->parts[i] = source->parts[i];
-    self->data_dtype = source->dtype;
     if (source->form == WEIGHT_VECTOR) status = copy_vector(self, source, error);
     if (status != STATUS_OK) goto done;
 
@@ -132,6 +129,6 @@ void cpu_weight_destroy(struct weight *weight)
 {
     struct cpu_weight *self = (struct cpu_weight *)weight;
     if (self == NULL) return;
-    free(self->data);
+    pages_release(&self->vector);
     free(self);
 }

@@ -10,6 +10,7 @@
 #ifndef MODELS_TEXT_NETWORK_H
 #define MODELS_TEXT_NETWORK_H
 
+#include "base/pages.h"
 #include "kernels/kernels.h"
 #include "models/lora/lora.h"
 #include "models/model.h"
@@ -31,7 +32,7 @@ struct text_network {
     struct weight *final_gamma;            // [W]
     struct weight *final_beta;             // [W]
     struct weight *projection;             // [P, W]; NULL when there is none
-    void *projection_copy;                 // of a tensor that the file holds transposed
+    struct pages projection_copy;          // of a tensor that the file holds transposed
     struct weight **weights;               // all of the above, to destroy them
     uint32_t weights_count, weights_room;  // of that list
     uint64_t bytes;                        // of memory: tensors that are read in place, and copies

@@ -52,14 +52,15 @@ static bool has_dims(const struct tensor *tensor, const struct weight_source *so
 }
 
 // Copies a transposed matrix of 2- or 4-byte elements row by row.
-static void *transpose(const struct tensor *tensor)
+static enum status transpose(const struct tensor *tensor, struct pages *out, struct error *error)
 {
     assert(tensor->rank == 2);
     uint64_t rows = tensor->dims[0];
     uint64_t columns = tensor->dims[1];
     uint64_t element = dtype_bytes(tensor->dtype);
-    uint8_t *copy = malloc(tensor->bytes);
-    if (copy == NULL) return NULL;
+    enum status status = pages_take(out, tensor->bytes, error);
+    if (status != STATUS_OK) return status;
+    uint8_t *copy = out->data;
     const uint8_t *stored = tensor->data;  // [columns, rows]
     for (uint64_t row = 0; row < rows; row++) {
         for (uint64_t column = 0; column < columns; column++) {
@@ -67,26 +68,26 @@ static void *transpose(const struct tensor *tensor)
                    stored + (column * rows + row) * element, element);
         }
     }
-    return copy;
+    return pages_seal(out, tensor->bytes, error);
 }
 
 // The bytes of a tensor as they are wanted. Only the projection is ever stored transposed.
 static const void *straight_data(struct loader *self, const struct tensor *tensor)
 {
     if (!tensor->transposed) return tensor->data;
-    if (self->network->projection_copy != NULL) {
+    struct pages *copy = &self->network->projection_copy;
+    if (copy->data != NULL) {
         self->status = error_set(self->error, STATUS_INVALID_ARGUMENT,
                                  "tensor \"%s\" is transposed", tensor->name);
         return NULL;
     }
-    self->network->projection_copy = transpose(tensor);
-    if (self->network->projection_copy == NULL) {
-        self->status = error_set(self->error, STATUS_RESOURCE_EXHAUSTED,
-                                 "no memory for tensor \"%s\"", tensor->name);
+    self->status = transpose(tensor, copy, self->error);
+    if (self->status != STATUS_OK) {
+        error_prefix(self->error, "tensor \"%s\"", tensor->name);
         return NULL;
     }
-    self->network->bytes += tensor->bytes;
-    return self->network->projection_copy;
+    self->network->bytes += copy->bytes;
+    return copy->data;
 }
 
 static bool is_touched(const struct loader *self, const char *name)
@@ -334,7 +335,7 @@ void text_network_destroy(struct text_network **self_p)
     }
     free(self->weights);
     free(self->layers);
-    free(self->projection_copy);
+    pages_release(&self->projection_copy);
     tensor_table_release(&self->tensors);
     free(self);
     *self_p = NULL;

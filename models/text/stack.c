@@ -7,7 +7,6 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "models/text/text_job.h"
 #include "models/text/text_stack.h"
@@ -176,7 +175,7 @@ void text_stack_destroy(struct text_stack **self_p)
         free(self->paths[part].items);
         free(self->paths[part].begins);
     }
-    if (self->copies != NULL) munmap(self->copies, self->copies_bytes);
+    pages_release(&self->copies);
     free(self->modules);
     free(self);
     *self_p = NULL;
@@ -192,7 +191,7 @@ uint32_t text_stack_modules(const struct text_stack *self, uint32_t entry)
 uint64_t text_stack_bytes(const struct text_stack *self)
 {
     assert(self != NULL);
-    return self->copies_bytes;
+    return self->copies.bytes + self->vectors_bytes;
 }
 
 struct text_way text_stack_way(const struct text_stack *self, enum model_part part)

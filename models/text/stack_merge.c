@@ -2,8 +2,7 @@
 //
 //     patches    (encoder, tensor, entry of the stack, module), sorted: those of a tensor side by
 //                side, in the stack's order
-//     copies     one mapping, a tensor after the other; written here once, then read-only, so that
-//                a write is a crash
+//     copies     a tensor after the other in pages of their own; written here once, then sealed
 //     networks   variants of the model's encoders over the copies; the rest they share
 //
 // Who is touched follows from the entries alone, so that the bytes are known before they are taken.
@@ -12,8 +11,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/checked.h"
 #include "models/text/array.h"
@@ -51,6 +48,7 @@ struct merge_plan {
         uint32_t capacity;           // there is room for
     } targets;                       // tensors
     uint64_t bytes;                  // of all copies
+    uint64_t vectors_bytes;          // that the device takes for vectors, at most
 };
 
 static int compare_candidates(const void *left, const void *right)
@@ -81,6 +79,12 @@ static bool gather(struct merge_plan *self, const struct text_stack_entry *entri
     return true;
 }
 
+// A device keeps a vector once more as floats, with those that it is stacked with.
+static uint64_t vector_bytes(const struct tensor *base)
+{
+    return pages_round(base->dims[0] * sizeof(float) * WEIGHT_PARTS_MAX);
+}
+
 // Adds a candidate's patch to the last target, or to a new one.
 static bool add_patch(struct merge_plan *self, uint32_t index)
 {
@@ -105,6 +109,7 @@ static bool add_patch(struct merge_plan *self, uint32_t index)
                                                                        .patches_count = 1,
                                                                        .offset = self->bytes};
     self->bytes += round_up(base->bytes, COPY_ALIGNMENT);
+    if (base->rank == 1) self->vectors_bytes += vector_bytes(base);
     return true;
 }
 
@@ -130,7 +135,7 @@ static bool plan_make(struct merge_plan *self, const struct text_model *model,
     for (uint32_t i = 0; i < self->candidates.count; i++) {
         if (!add_patch(self, i)) return false;
     }
-    self->bytes = round_up(self->bytes, (uint64_t)sysconf(_SC_PAGESIZE));
+    self->bytes = pages_round(self->bytes);
     return true;
 }
 
@@ -139,7 +144,8 @@ uint64_t text_stack_merged_bytes(const struct text_model *model,
 {
     assert(model != NULL);
     struct merge_plan plan;
-    uint64_t bytes = plan_make(&plan, model, entries, count) ? plan.bytes : UINT64_MAX;
+    bool good = plan_make(&plan, model, entries, count);
+    uint64_t bytes = good ? plan.bytes + plan.vectors_bytes : UINT64_MAX;
     plan_clear(&plan);
     return bytes;
 }
@@ -150,27 +156,24 @@ static enum status no_memory(struct error *error, uint64_t bytes)
                      (unsigned long long)bytes, strerror(errno));
 }
 
-// Maps the copies, writes them, and lets nobody write them again.
+// Writes the copies, and lets nobody write them again.
 static enum status write_copies(struct text_stack *self, const struct merge_plan *plan,
                                 const struct lora_stop *stop, struct error *error)
 {
-    void *memory = mmap(NULL, plan->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,  //
-                        -1, 0);
-    if (memory == MAP_FAILED) return no_memory(error, plan->bytes);
-    self->copies = memory;
-    self->copies_bytes = plan->bytes;
+    enum status status = pages_take(&self->copies, plan->bytes, error);
+    if (status != STATUS_OK) return status;
+    uint8_t *data = self->copies.data;
+    self->vectors_bytes = plan->vectors_bytes;
     for (uint32_t i = 0; i < plan->targets.count; i++) {
         const struct merge_target *target = &plan->targets.items[i];
         if (stop->should_stop != NULL && stop->should_stop(stop->context)) {
             return error_set(error, STATUS_CANCELLED, "merging was cancelled");
         }
-        enum status status =
-            lora_merge(target->base, plan->patches + target->patches_begin, target->patches_count,
-                       stop, self->copies + target->offset, error);
+        status = lora_merge(target->base, plan->patches + target->patches_begin,
+                            target->patches_count, stop, data + target->offset, error);
         if (status != STATUS_OK) return status;
     }
-    if (mprotect(memory, plan->bytes, PROT_READ) != 0) return no_memory(error, plan->bytes);
-    return STATUS_OK;
+    return pages_seal(&self->copies, plan->bytes, error);
 }
 
 // Makes the variant of one encoder; none when it has no target.
@@ -182,7 +185,7 @@ static enum status vary_part(struct text_stack *self, const struct merge_plan *p
         const struct merge_target *target = &plan->targets.items[i];
         if (target->part != part) continue;
         room[count] = *target->base;
-        room[count].data = self->copies + target->offset;
+        room[count].data = (uint8_t *)self->copies.data + target->offset;
         room[count].transposed = false;
         count += 1;
     }
@@ -213,7 +216,7 @@ static enum status merge_plan_run(struct text_stack *self, const struct merge_pl
 enum status text_stack_merge(struct text_stack *self, const struct text_stack_entry *entries,
                              const struct lora_stop *stop, struct error *error)
 {
-    assert(self->copies == NULL);
+    assert(self->copies.data == NULL);
     struct merge_plan plan;
     enum status status = STATUS_OK;
     if (!plan_make(&plan, self->model, entries, self->count)) {

@@ -3,6 +3,7 @@
 #ifndef MODELS_TEXT_TEXT_STACK_H
 #define MODELS_TEXT_TEXT_STACK_H
 
+#include "base/pages.h"
 #include "models/text/text_adapter.h"
 
 struct text_stack {
@@ -11,8 +12,8 @@ struct text_stack {
     uint32_t count;                                   // entries
     struct text_paths paths[MODEL_PART_COUNT];        // functional; without items where none
     struct text_network *networks[MODEL_PART_COUNT];  // merged; NULL where nothing is touched
-    uint8_t *copies;                                  // merged tensors, mapped; nobody writes them
-    uint64_t copies_bytes;                            // of the mapping
+    struct pages copies;                              // merged tensors; nobody writes them
+    uint64_t vectors_bytes;                           // that the device takes beside them
 };
 
 // How rows of one encoder are encoded; rows of the same way know no difference.

@@ -1,11 +1,15 @@
 // test_base.c - errors that can be shown, UTF-8, hexadecimal, checked sums, clocks.
 
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/pages.h"
 #include "base/text.h"
 #include "tests/test.h"
 
@@ -171,6 +175,35 @@ static void sums_that_overflow_are_refused_and_leave_the_result(void **state)
     assert_int_equal(round_up(65, 64), 128);
 }
 
+static void sealed_pages_can_be_read_and_not_written(void **state)
+{
+    (void)state;
+    struct error error = {0};
+    struct pages pages = {.data = NULL};
+    pages_release(&pages);
+    assert_int_equal(pages_take(&pages, 100, &error), STATUS_OK);
+    assert_int_equal(pages.bytes, pages_round(1));
+    memset(pages.data, 7, 100);
+    assert_int_equal(pages_seal(&pages, 100, &error), STATUS_OK);
+    assert_int_equal(((const uint8_t *)pages.data)[99], 7);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);  // whatever handles it in a test is not asked
+        *(volatile uint8_t *)pages.data = 1;
+        _exit(0);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_true(WIFSIGNALED(how));
+    assert_int_equal(WTERMSIG(how), SIGSEGV);
+    pages_release(&pages);
+    assert_null(pages.data);
+    assert_int_equal(pages_take(&pages, UINT64_C(1) << 60, &error), STATUS_RESOURCE_EXHAUSTED);
+    assert_non_null(strstr(error.message, "1152921504606846976"));
+    assert_null(pages.data);
+}
+
 static void a_manual_clock_stands_until_it_is_moved(void **state)
 {
     (void)state;
@@ -206,6 +239,7 @@ int main(void)
         cmocka_unit_test(a_hash_survives_its_hexadecimal_form),
         cmocka_unit_test(numbers_are_little_endian_at_any_address),
         cmocka_unit_test(sums_that_overflow_are_refused_and_leave_the_result),
+        cmocka_unit_test(sealed_pages_can_be_read_and_not_written),
         cmocka_unit_test(a_manual_clock_stands_until_it_is_moved),
         cmocka_unit_test(every_status_has_a_name),
     };

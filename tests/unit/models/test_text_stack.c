@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/cpu/launch.h"
 #include "models/text/text_stack.h"
 #include "tests/unit/models/text_bench.h"
 
@@ -435,25 +436,65 @@ static void leave_child(int signal)
     _exit(42);
 }
 
+static void expect_write_crashes(void *address)
+{
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGSEGV, leave_child);
+        *(volatile uint8_t *)address = 1;
+        _exit(0);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_true(WIFEXITED(how));
+    assert_int_equal(WEXITSTATUS(how), 42);
+}
+
 static void a_write_to_a_merged_copy_is_a_crash(void **state)
 {
     struct bench bench = open_bench(*state, "cpu", "sdxl");
     struct toy toy = toy_open(&bench, "toy", (struct toy_shape){3, DTYPE_F32, 3, 0.2f});
     struct text_stack_entry entry = entry_of(&toy, 1);
     struct text_stack *stack = make_stack(&bench, &entry, 1, true);
-    for (uint64_t at = 0; at < stack->copies_bytes; at += stack->copies_bytes / 4 + 1) {
-        pid_t child = fork();
-        assert_true(child >= 0);
-        if (child == 0) {
-            signal(SIGSEGV, leave_child);
-            *(volatile uint8_t *)(stack->copies + at) = 1;
-            _exit(0);
-        }
-        int how = 0;
-        assert_int_equal(waitpid(child, &how, 0), child);
-        assert_true(WIFEXITED(how));
-        assert_int_equal(WEXITSTATUS(how), 42);
+    for (uint64_t at = 0; at < stack->copies.bytes; at += stack->copies.bytes / 4 + 1) {
+        expect_write_crashes((uint8_t *)stack->copies.data + at);
     }
+    text_stack_destroy(&stack);
+    toy_close(&toy);
+    close_bench(&bench);
+}
+
+static void *floats_of(const struct weight *weight)
+{
+    return ((const struct cpu_weight *)weight)->vector.data;
+}
+
+static void a_write_to_a_vector_is_a_crash_in_the_model_and_in_its_variant(void **state)
+{
+    struct bench bench = open_bench(*state, "cpu", "sdxl");
+    struct toy toy = {.weights = {.dtype = DTYPE_F16}};
+    struct error error;
+    const char key[] = "lora_te1_text_model_encoder_layers_1_self_attn_k_proj.diff_b";
+    golden_add(&toy.weights, key, key, &(struct tensor){.rank = 1, .dims = {64}},
+               (struct golden_rule){0.2f, 0});
+    golden_finish(&toy.weights);
+    expect_ok(text_adapter_create(&toy.adapter, bench.model, toy.weights.table, &error), &error);
+    struct text_stack_entry entry = entry_of(&toy, 1);
+    struct text_stack *stack = make_stack(&bench, &entry, 1, true);
+    const struct text_layer *own = &stack->networks[MODEL_CLIP_L]->layers[1];
+    const struct text_layer *base = &bench.model->networks[MODEL_CLIP_L]->layers[1];
+    assert_ptr_not_equal(own->qkv_bias, base->qkv_bias);
+    assert_ptr_equal(own->norm1_gamma, base->norm1_gamma);
+    const struct weight *const vectors[] = {own->qkv_bias, base->qkv_bias, base->norm1_gamma,
+                                            base->norm2_beta, base->fc1_bias};
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
+        expect_write_crashes(floats_of(vectors[i]));
+    }
+    expect_write_crashes(stack->copies.data);
+    // The budget knows of the vector that lies beside the copy.
+    assert_true(text_stack_bytes(stack) >= stack->copies.bytes + weight_bytes(own->qkv_bias));
+    assert_int_equal(text_stack_bytes(stack), text_stack_merged_bytes(bench.model, &entry, 1));
     text_stack_destroy(&stack);
     toy_close(&toy);
     close_bench(&bench);
@@ -540,6 +581,7 @@ int main(void)
         cmocka_unit_test(neither_mates_nor_threads_nor_order_change_a_byte),
         cmocka_unit_test(one_then_another_then_the_first_gives_its_bytes_again),
         cmocka_unit_test(a_write_to_a_merged_copy_is_a_crash),
+        cmocka_unit_test(a_write_to_a_vector_is_a_crash_in_the_model_and_in_its_variant),
         cmocka_unit_test(only_touched_tensors_are_copied),
         cmocka_unit_test(merging_can_be_cancelled),
         cmocka_unit_test(an_adapter_without_tensors_changes_nothing),
