@@ -130,12 +130,13 @@ static enum status pin(struct lora_store *self, const struct lora_ask *ask,
 static enum status unpin(struct lora_store *self, const struct lora_ask *ask,
                          const struct lora_target *target, struct error *error)
 {
-    if (target->content == NULL) {
-        return error_set(error, STATUS_NOT_FOUND, "you have no pin on this LoRA");
+    struct lora_content *content = target->content;
+    if (content == NULL || !lora_table_unpin(self->table, content, ask->user)) {
+        return error_set(error, STATUS_NOT_FOUND, "LoRA \"%.128s\" has no pin of yours",
+                         ask->request.lora_name.reference);
     }
-    enum status status = lora_table_unpin(self->table, target->content, ask->user, error);
-    if (status == STATUS_OK) lora_store_changed(self);
-    return status;
+    lora_store_changed(self);
+    return STATUS_OK;
 }
 
 static enum status check_evict(const struct lora_store *self, const struct lora_ask *ask,
@@ -225,7 +226,7 @@ static enum status start_read(struct lora_store *self, struct lora_ask *ask,
                                .bytes = bytes};
     struct lora_flight *flight = NULL;
     text_set(order.name, sizeof order.name, get->reference);
-    enum status status = lora_store_order(self, &order, LORA_LANES, NULL, 0, &flight, error);
+    enum status status = lora_store_order(self, &order, NULL, &flight, error);
     if (status != STATUS_OK) {
         close(descriptor);
         return status;

@@ -30,6 +30,8 @@ enum lora_order_kind {
 struct lora_order {
     enum lora_order_kind kind;
     uint64_t ticket;                // comes back with the result
+    bool has_lane;                  // it is for this lane; else for the one that is least busy:
+    uint32_t lane;                  // below LORA_LANES
     char name[LORA_PATH_BYTES];     // LOAD: path below the directory; else what messages call it
     const char *directory;          // LOAD
     bool known;                     // LOAD: facts are those of the file with this identity

@@ -96,16 +96,17 @@ enum status lora_scan_open(int *out, struct lora_identity *identity, const char 
     int failed = errno;
     if (root >= 0) close(root);
     if (descriptor < 0 && (failed == EMFILE || failed == ENFILE || failed == ENOMEM)) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "file \"%s\": %s", path,
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "LoRA file \"%s\": %s", path,
                          strerror(failed));
     }
     if (descriptor < 0) {
-        return error_set(error, STATUS_NOT_FOUND, "file \"%s\" is not below the LoRA directories",
-                         path);
+        return error_set(error, STATUS_NOT_FOUND,
+                         "LoRA file \"%s\" is not below the LoRA directories", path);
     }
     if (fstat(descriptor, &facts) != 0 || !S_ISREG(facts.st_mode)) {
         close(descriptor);
-        return error_set(error, STATUS_INVALID_ARGUMENT, "\"%s\" is not a plain file", path);
+        return error_set(error, STATUS_INVALID_ARGUMENT, "LoRA file \"%s\" is not a plain file",
+                         path);
     }
     *identity = identity_of(&facts);
     *out = descriptor;

@@ -152,37 +152,39 @@ void lora_stacks_on_take(struct lora_store *self, const struct lora_flight *flig
 
 // ---- resolving
 
-static enum status start_one_shot(struct lora_store *self, struct lora_stack *stack, uint32_t index,
-                                  const luna_LoraEntry *entry, const luna_Header *header,
-                                  const luna_ResolveStack *letter, struct message *frames,
-                                  struct error *error)
+// A request whose stack is being looked up.
+struct resolving {
+    struct lora_store *store;         // who looks
+    struct lora_stack *stack;         // what comes of it
+    const luna_ResolveStack *letter;  // of the router
+    const luna_Header *header;        // of the request
+    const luna_EncodeText *body;      // of the request
+    struct message *frames;           // of the request
+};
+
+static enum status start_one_shot(const struct resolving *self, uint32_t index, struct error *error)
 {
-    uint32_t payload = 0;
-    const luna_Tensor *tensor = codec_find_tensor(header, entry->tensor, &payload);
+    const luna_LoraEntry *entry = &self->body->loras[index];
+    const luna_Tensor *tensor = codec_find_tensor(self->header, entry->tensor, NULL);
     assert(tensor != NULL);
     const char *name = entry->reference[0] != '\0' ? entry->reference : entry->tensor;
-    enum status status = lora_store_make_room(self, name, tensor->bytes, error);
+    enum status status = lora_store_make_room(self->store, name, tensor->bytes, error);
     if (status != STATUS_OK) return status;
-    struct lora_order order = {.kind = LORA_TAKE,
-                               .descriptor = -1,
-                               .second = -1,
-                               .bytes = tensor->bytes,
-                               .encoder_only = true};
+    struct lora_order order = {
+        .kind = LORA_TAKE, .descriptor = -1, .second = -1, .encoder_only = true};
     text_set(order.name, sizeof order.name, name);
-    order.shared = payload == UINT32_MAX;
-    if (order.shared) {
-        size_t at = (size_t)(tensor - header->tensors);
-        order.pool = tensor->shared.pool;
-        order.pool_offset = at < letter->pool_offsets_count ? letter->pool_offsets[at] : 0;
-    }
+    const struct lora_cargo cargo = {.header = self->header,
+                                     .tensor = entry->tensor,
+                                     .frames = self->frames,
+                                     .pool_offsets = self->letter->pool_offsets,
+                                     .pool_offsets_count = self->letter->pool_offsets_count};
     struct lora_flight *flight = NULL;
-    status = lora_store_order(self, &order, LORA_LANES, order.shared ? NULL : frames, 2 + payload,
-                              &flight, error);
+    status = lora_store_order(self->store, &order, &cargo, &flight, error);
     if (status != STATUS_OK) return status;
-    flight->stack = stack;
+    flight->stack = self->stack;
     flight->index = index;
     flight->reserved = tensor->bytes;
-    lora_table_reserve(self->table, tensor->bytes);
+    lora_table_reserve(self->store->table, tensor->bytes);
     return STATUS_OK;
 }
 
@@ -229,13 +231,12 @@ static enum status read_request(const struct lora_store *self, const struct mess
                      "the stack has %u LoRAs, at most %u are taken (stack_max)", count, count_max);
 }
 
-static void start_entries(struct lora_store *self, struct lora_stack *stack,
-                          const luna_ResolveStack *letter, const luna_Header *header,
-                          const luna_EncodeText *body, struct message *frames)
+static void start_entries(const struct resolving *self)
 {
+    struct lora_stack *stack = self->stack;
     stack->pending = 1;  // so that it is not settled before all have begun
     for (uint32_t i = 0; i < stack->count; i++) {
-        const luna_LoraEntry *entry = &body->loras[i];
+        const luna_LoraEntry *entry = &self->body->loras[i];
         const struct lora_stack_entry *out = &stack->entries[i];
         struct error error = {0};
         bool is_nothing = out->strength_l == 0.0f && out->strength_g == 0.0f;
@@ -244,15 +245,14 @@ static void start_entries(struct lora_store *self, struct lora_stack *stack,
         if (!out->one_shot) {
             struct lora_want want = {.load = true, .done = on_found, .context = stack, .index = i};
             text_set(want.reference, sizeof want.reference, entry->reference);
-            lora_want_start(self, &want);
-        } else if (start_one_shot(self, stack, i, entry, header, letter, frames, &error) !=
-                   STATUS_OK) {
+            lora_want_start(self->store, &want);
+        } else if (start_one_shot(self, i, &error) != STATUS_OK) {
             fail_entry(stack, i, &error);
             stack->pending -= 1;
         }
     }
     stack->pending -= 1;
-    settle(self, stack);
+    settle(self->store, stack);
 }
 
 void lora_stacks_on_resolve(struct lora_store *self, const luna_ResolveStack *letter,
@@ -283,7 +283,12 @@ void lora_stacks_on_resolve(struct lora_store *self, const luna_ResolveStack *le
     if (status != STATUS_OK) goto done;
     self->stacks[self->stacks_count] = stack;
     self->stacks_count += 1;
-    start_entries(self, stack, letter, &header, &request->encode_text, frames);
+    start_entries(&(struct resolving){.store = self,
+                                      .stack = stack,
+                                      .letter = letter,
+                                      .header = &header,
+                                      .body = &request->encode_text,
+                                      .frames = frames});
     stack = NULL;
 
 done:

@@ -171,11 +171,20 @@ struct lora_store {
 // Now, on the actor's clock, in nanoseconds.
 uint64_t lora_store_now(const struct lora_store *self);
 
-// Sends an order; the flight it becomes is *out (may be NULL), its lane is the one least busy
-// unless lane is below LORA_LANES. frames (may be NULL) holds, at index, the frame that goes along.
+// A tensor of a request, whose bytes an order is about.
+struct lora_cargo {
+    const luna_Header *header;     // of the request
+    const char *tensor;            // its name there, where it is
+    struct message *frames;        // of the request
+    const uint64_t *pool_offsets;  // of the header's tensors, where they are in shared memory
+    uint32_t pool_offsets_count;   // of those
+};
+
+// Sends an order; the flight it becomes is *out (may be NULL). With cargo (NULL: none) the order is
+// told where its bytes are, and how many, and a frame of them goes along.
 // Errors:    RESOURCE_EXHAUSTED.
-enum status lora_store_order(struct lora_store *self, struct lora_order *order, uint32_t lane,
-                             struct message *frames, uint32_t index, struct lora_flight **out,
+enum status lora_store_order(struct lora_store *self, struct lora_order *order,
+                             const struct lora_cargo *cargo, struct lora_flight **out,
                              struct error *error);
 
 // Makes what a result brought resident, or finds that it is already. What is not taken out of the

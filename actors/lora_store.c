@@ -90,7 +90,7 @@ void lora_store_close(struct lora_store *self, int a, int b)
 {
     if (a < 0 && b < 0) return;
     struct lora_order order = {.kind = LORA_CLOSE, .descriptor = a, .second = b};
-    if (lora_store_order(self, &order, LORA_LANES, NULL, 0, NULL, NULL) == STATUS_OK) return;
+    if (lora_store_order(self, &order, NULL, NULL, NULL) == STATUS_OK) return;
     if (a >= 0) close(a);
     if (b >= 0) close(b);
 }
@@ -293,13 +293,30 @@ static uint32_t least_busy(const struct lora_store *self)
     return lane;
 }
 
-enum status lora_store_order(struct lora_store *self, struct lora_order *order, uint32_t lane,
-                             struct message *frames, uint32_t index, struct lora_flight **out,
+// Tells an order where the bytes of a tensor are; returns the frame that has them, UINT32_MAX for
+// shared memory.
+static uint32_t load_cargo(struct lora_order *order, const struct lora_cargo *cargo)
+{
+    uint32_t payload = 0;
+    const luna_Tensor *tensor = codec_find_tensor(cargo->header, cargo->tensor, &payload);
+    assert(tensor != NULL);
+    size_t at = (size_t)(tensor - cargo->header->tensors);
+    order->bytes = tensor->bytes;
+    order->shared = payload == UINT32_MAX;
+    if (!order->shared) return 2 + payload;  // behind header and body
+    order->pool = tensor->shared.pool;
+    order->pool_offset = at < cargo->pool_offsets_count ? cargo->pool_offsets[at] : 0;
+    return UINT32_MAX;
+}
+
+enum status lora_store_order(struct lora_store *self, struct lora_order *order,
+                             const struct lora_cargo *cargo, struct lora_flight **out,
                              struct error *error)
 {
-    assert(lane <= LORA_LANES);
+    assert(!order->has_lane || order->lane < LORA_LANES);
     struct lora_flight *flight = unused_flight(self);
-    if (lane == LORA_LANES) lane = least_busy(self);
+    const uint32_t lane = order->has_lane ? order->lane : least_busy(self);
+    const uint32_t frame = cargo != NULL ? load_cargo(order, cargo) : UINT32_MAX;
     order->ticket = self->tickets + 1;
     struct message message;
     message_init(&message);
@@ -307,8 +324,8 @@ enum status lora_store_order(struct lora_store *self, struct lora_order *order, 
     if (status == STATUS_OK) {
         status = message_append(&message, (struct bytes){.data = order, .size = sizeof *order});
     }
-    if (status == STATUS_OK && frames != NULL) {
-        status = message_append_shared(&message, frames, index);
+    if (status == STATUS_OK && frame != UINT32_MAX) {
+        status = message_append_shared(&message, cargo->frames, frame);
     }
     if (status == STATUS_OK) status = loop_socket_send(self->lane_pairs[lane].watch, &message);
     message_clear(&message);

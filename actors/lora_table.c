@@ -245,19 +245,18 @@ enum status lora_table_pin(struct lora_table *self, struct lora_content *content
     return STATUS_OK;
 }
 
-enum status lora_table_unpin(struct lora_table *self, struct lora_content *content, uint32_t user,
-                             struct error *error)
+bool lora_table_unpin(struct lora_table *self, struct lora_content *content, uint32_t user)
 {
     assert(self != NULL);
     assert(content != NULL);
     struct lora_pin *pin = find_pin(content, user);
-    if (pin == NULL) return error_set(error, STATUS_NOT_FOUND, "you have no pin on this LoRA");
+    if (pin == NULL) return false;
     assert(pin->count > 0);
     pin->count -= 1;
-    if (pin->count > 0) return STATUS_OK;
+    if (pin->count > 0) return true;
     content->pins_count -= 1;
     *pin = content->pins[content->pins_count];
-    return STATUS_OK;
+    return true;
 }
 
 uint32_t lora_content_pins(const struct lora_content *content)

@@ -150,9 +150,8 @@ void lora_table_use_one_shot(struct lora_table *self);
 // Errors:    RESOURCE_EXHAUSTED when too many users pin it.
 enum status lora_table_pin(struct lora_table *self, struct lora_content *content, uint32_t user,
                            struct error *error);
-// Errors:    NOT_FOUND when the user has no pin on it.
-enum status lora_table_unpin(struct lora_table *self, struct lora_content *content, uint32_t user,
-                             struct error *error);
+// False when the user has no pin on it.
+bool lora_table_unpin(struct lora_table *self, struct lora_content *content, uint32_t user);
 uint32_t lora_content_pins(const struct lora_content *content);
 
 // ---- aliases

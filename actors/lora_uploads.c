@@ -159,30 +159,34 @@ static void take_content(struct lora_store *self, struct lora_ask *ask, const ch
 
 // ---- whole files
 
+// The tensor that comes with LORA_PUT.
+static const luna_Tensor *find_cargo(const struct lora_ask *ask, const luna_Ask *letter,
+                                     struct message *frames, struct lora_cargo *out)
+{
+    *out = (struct lora_cargo){.header = &ask->ask.header,
+                               .tensor = "file",
+                               .frames = frames,
+                               .pool_offsets = letter->pool_offsets,
+                               .pool_offsets_count = letter->pool_offsets_count};
+    const luna_Tensor *tensor = codec_find_tensor(out->header, out->tensor, NULL);
+    assert(tensor != NULL);
+    return tensor;
+}
+
 static enum status start_whole(struct lora_store *self, struct lora_ask *ask,
                                const luna_Ask *letter, struct message *frames, struct error *error)
 {
     const luna_LoraPut *put = &ask->request.lora_put;
-    const luna_Header *header = &ask->ask.header;
-    uint32_t payload = 0;
-    const luna_Tensor *tensor = codec_find_tensor(header, "file", &payload);
-    assert(tensor != NULL);
+    struct lora_cargo cargo;
+    const luna_Tensor *tensor = find_cargo(ask, letter, frames, &cargo);
     const char *name = put->name[0] != '\0' ? put->name : "upload";
     enum status status = put->hash[0] != '\0' ? check_name_early(self, ask, error) : STATUS_OK;
     if (status == STATUS_OK) status = lora_store_make_room(self, name, tensor->bytes, error);
     if (status != STATUS_OK) return status;
-    struct lora_order order = {
-        .kind = LORA_TAKE, .descriptor = -1, .second = -1, .bytes = tensor->bytes};
+    struct lora_order order = {.kind = LORA_TAKE, .descriptor = -1, .second = -1};
     text_set(order.name, sizeof order.name, name);
-    order.shared = payload == UINT32_MAX;
-    if (order.shared) {
-        size_t at = (size_t)(tensor - header->tensors);
-        order.pool = tensor->shared.pool;
-        order.pool_offset = at < letter->pool_offsets_count ? letter->pool_offsets[at] : 0;
-    }
     struct lora_flight *flight = NULL;
-    status = lora_store_order(self, &order, LORA_LANES, order.shared ? NULL : frames, 2 + payload,
-                              &flight, error);
+    status = lora_store_order(self, &order, &cargo, &flight, error);
     if (status != STATUS_OK) return status;
     flight->ask = ask;
     ask->reserved = tensor->bytes;
@@ -362,30 +366,22 @@ static enum status write_chunk(struct lora_store *self, struct lora_ask *ask,
                                const luna_Ask *letter, struct message *frames, struct error *error)
 {
     const luna_LoraPut *put = &ask->request.lora_put;
-    const luna_Header *header = &ask->ask.header;
     struct lora_upload *upload = NULL;
-    uint32_t payload = 0;
-    const luna_Tensor *tensor = codec_find_tensor(header, "file", &payload);
-    assert(tensor != NULL);
+    struct lora_cargo cargo;
+    const luna_Tensor *tensor = find_cargo(ask, letter, frames, &cargo);
     enum status status = find_own(self, ask, &upload, error);
     if (status != STATUS_OK) return status;
     assert(upload != NULL);
     status = check_chunk(upload, put->offset, tensor->bytes, error);
     if (status != STATUS_OK) return status;
     struct lora_order order = {.kind = LORA_WRITE,
+                               .has_lane = true,
+                               .lane = upload->lane,
                                .descriptor = upload->descriptor,
                                .second = -1,
-                               .offset = put->offset,
-                               .bytes = tensor->bytes};
-    order.shared = payload == UINT32_MAX;
-    if (order.shared) {
-        size_t at = (size_t)(tensor - header->tensors);
-        order.pool = tensor->shared.pool;
-        order.pool_offset = at < letter->pool_offsets_count ? letter->pool_offsets[at] : 0;
-    }
+                               .offset = put->offset};
     struct lora_flight *flight = NULL;
-    status = lora_store_order(self, &order, upload->lane, order.shared ? NULL : frames, 2 + payload,
-                              &flight, error);
+    status = lora_store_order(self, &order, &cargo, &flight, error);
     if (status != STATUS_OK) return status;
     flight->ask = ask;
     ask->upload = upload->id;
@@ -406,10 +402,14 @@ static enum status commit(struct lora_store *self, struct lora_ask *ask, struct 
         return error_set(error, STATUS_INVALID_ARGUMENT, "%llu of %llu bytes have come",
                          (unsigned long long)upload->received, (unsigned long long)upload->bytes);
     }
-    struct lora_order order = {.kind = LORA_FINISH, .descriptor = upload->descriptor, .second = -1};
+    struct lora_order order = {.kind = LORA_FINISH,
+                               .has_lane = true,
+                               .lane = upload->lane,
+                               .descriptor = upload->descriptor,
+                               .second = -1};
     text_set(order.name, sizeof order.name, put->name[0] != '\0' ? put->name : "upload");
     struct lora_flight *flight = NULL;
-    status = lora_store_order(self, &order, upload->lane, NULL, 0, &flight, error);
+    status = lora_store_order(self, &order, NULL, &flight, error);
     if (status != STATUS_OK) return status;
     flight->ask = ask;
     ask->upload = upload->id;

@@ -61,9 +61,10 @@ void lora_want_watch(struct lora_store *self)
 static void order_scan(struct lora_store *self)
 {
     struct lora_flight *flight = NULL;
-    struct lora_order order = {.kind = LORA_SCAN, .descriptor = -1, .second = -1};
+    struct lora_order order = {
+        .kind = LORA_SCAN, .has_lane = true, .lane = 0, .descriptor = -1, .second = -1};
     struct error error = {0};
-    if (lora_store_order(self, &order, 0, NULL, 0, &flight, &error) != STATUS_OK) {
+    if (lora_store_order(self, &order, NULL, &flight, &error) != STATUS_OK) {
         loop_timer_restart(self->rescan, RESCAN_AFTER_MS);
         return;
     }
@@ -228,7 +229,7 @@ static enum progress start_load(struct lora_store *self, struct lora_want *want,
         // What is known of the tensors is true of every file with that hash, the rest of one only.
         order.known = content != NULL && lora_identity_equal(&content->identity, &file->identity);
         if (order.known) order.facts = content->facts;
-        if (lora_store_order(self, &order, LORA_LANES, NULL, 0, &flight, error) != STATUS_OK) {
+        if (lora_store_order(self, &order, NULL, &flight, error) != STATUS_OK) {
             return FAILED;
         }
         flight->directory = file->directory;

@@ -109,5 +109,6 @@ enum status model_path_find(const char *const *folders, uint32_t folders_count, 
         close(descriptor);
         return status;
     }
-    return error_set(error, STATUS_NOT_FOUND, "\"%s\" is not below the model directories", name);
+    return error_set(error, STATUS_NOT_FOUND, "model %s \"%s\" is not below the model directories",
+                     want_folder ? "folder" : "file", name);
 }
