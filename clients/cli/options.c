@@ -19,6 +19,7 @@ enum option_group {
     GROUP_WORK = 8,
     GROUP_BENCH = 16,
     GROUP_LORAS = 32,
+    GROUP_ENCODE_TEXT = 64,
 };
 
 enum option_id {
@@ -101,13 +102,14 @@ static unsigned groups_of_option(int id)
         return GROUP_IMAGE;
     case OPTION_NEGATIVE:
     case OPTION_PROMPT_2:
+        return GROUP_TEXT;
     case OPTION_CLIP_SKIP:
     case OPTION_SIZE:
     case OPTION_CROP:
     case OPTION_TARGET:
     case OPTION_LORA:
     case OPTION_LORA_MULTIPLIER:
-        return GROUP_TEXT;
+        return GROUP_ENCODE_TEXT;
     case OPTION_NAME:
         return GROUP_LORAS;
     case OPTION_CLIENTS:
@@ -127,9 +129,10 @@ static unsigned groups_of_command(const char *command)
     if (strcmp(command, "encode") == 0 || strcmp(command, "decode") == 0) {
         return GROUP_ALL | GROUP_WORK | GROUP_IMAGE;
     }
-    if (strcmp(command, "text") == 0 || strcmp(command, "tokenize") == 0) {
-        return GROUP_ALL | GROUP_WORK | GROUP_TEXT;
+    if (strcmp(command, "text") == 0) {
+        return GROUP_ALL | GROUP_WORK | GROUP_TEXT | GROUP_ENCODE_TEXT;
     }
+    if (strcmp(command, "tokenize") == 0) return GROUP_ALL | GROUP_WORK | GROUP_TEXT;
     if (strcmp(command, "bench") == 0) return GROUP_ALL | GROUP_BENCH;
     if (strcmp(command, "loras") == 0) return GROUP_ALL | GROUP_LORAS;
     return GROUP_ALL;

@@ -139,7 +139,14 @@ static void fill_encoding(const struct cli_options *options, struct encoding *ou
     stack_fill(&out->stack, options, &out->body);
 }
 
-// Asks; when something is not found, puts the adapters of this machine and asks once more.
+// What is missing is said by the first word: a model, or a LoRA.
+static bool lacks_lora(enum status status, const struct error *error)
+{
+    static const char lora[] = "LoRA ";
+    return status == STATUS_NOT_FOUND && strncmp(error->message, lora, sizeof lora - 1) == 0;
+}
+
+// Asks; when an adapter is not found, puts those of this machine and asks once more.
 static enum status encode(const struct cli_options *options, struct encoding *encoding,
                           struct luna_client *client, struct luna_answer **answer,
                           struct error *error)
@@ -147,7 +154,7 @@ static enum status encode(const struct cli_options *options, struct encoding *en
     enum status put = STATUS_OK;
     fill_encoding(options, encoding);
     enum status status = cli_call(options, client, &encoding->request, answer, error);
-    if (status != STATUS_NOT_FOUND) return status;
+    if (!lacks_lora(status, error)) return status;
     struct error missing = *error;
     if (!stack_put(&encoding->stack, options, client, &put, error)) {
         if (put == STATUS_OK) stack_explain(&encoding->stack, &missing);

@@ -289,7 +289,7 @@ class Shelf:
         get = pb.LoraGet.FromString(request.body)
         key = self.find(get.reference)
         if key is None:
-            request.fail(pb.NOT_FOUND, f'no LoRA "{get.reference}"')
+            request.fail(pb.NOT_FOUND, f'LoRA "{get.reference}" is not known here')
             return
         piece = self.files[key][1][get.offset : get.offset + CHUNK_BYTES]
         request.reply(
@@ -297,9 +297,10 @@ class Shelf:
         )
 
     def _has(self, request):
-        key = self.find(pb.LoraName.FromString(request.body).reference)
+        reference = pb.LoraName.FromString(request.body).reference
+        key = self.find(reference)
         if key is None:
-            request.fail(pb.NOT_FOUND, "no such LoRA")
+            request.fail(pb.NOT_FOUND, f'LoRA "{reference}" is not known here')
         else:
             request.reply(pb.LoraReply(lora=self.message(key)))
 
@@ -313,7 +314,7 @@ class Shelf:
         body = pb.EncodeText.FromString(request.body)
         for entry in body.loras:
             if not entry.tensor and self.find(entry.reference) is None:
-                request.fail(pb.NOT_FOUND, f'no LoRA "{entry.reference}"')
+                request.fail(pb.NOT_FOUND, f'LoRA "{entry.reference}" is not known here')
                 return
         uses = [pb.LoraUse(reference=entry.reference, modules=12) for entry in body.loras]
         cond = bytes(4 * 77 * 8)

@@ -123,6 +123,14 @@ def test_what_cannot_be_applied_is_one_line(running, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("words", [["--lora", "ink"], ["--lora-multiplier", "2"], ["--clip-skip", "2"],
+                                   ["--size", "64x64"], ["--crop", "0,0"], ["--target", "64x64"]])
+def test_what_changes_no_token_is_no_option_of_tokenize(running, words):
+    done = running.cli("tokenize", "a fox", *words)
+    assert (done.returncode, done.stdout) == (USAGE, b"")
+    assert done.stderr.startswith(f"luna: tokenize: option {words[0]} is not for this command".encode()), done
+
+
 def test_what_is_said_of_a_file_calls_it_by_its_name(running, tmp_path):
     unet = {key: array for key, array in make_lora(targets=targets("lg")).items() if "unet" in key}
     path = write(tmp_path / "unet.safetensors", unet)

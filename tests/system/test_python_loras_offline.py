@@ -493,7 +493,7 @@ def test_luna_loras_get_writes_a_file_or_stdout(fake, tmp_path):
     assert (tmp_path / "out").read_bytes() == data
     assert cli(fake, "loras", "get", "big", "-o", "-").stdout == data
     done = cli(fake, "loras", "get", "none", "-o", tmp_path / "none")
-    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: no LoRA "none"\n')
+    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: LoRA "none" is not known here\n')
     assert sorted(path.name for path in tmp_path.glob("*n*")) == ["luna.sock"]
 
 
@@ -546,10 +546,23 @@ def test_luna_text_uploads_the_files_that_the_daemon_lacks(fake, tmp_path):
 def test_luna_text_says_what_is_missing(fake, tmp_path):
     Shelf(fake)
     done = cli(fake, "text", "a cat", "--lora", "nothing:0.5", "-o", tmp_path / "x")
-    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: no LoRA "nothing"\n')
+    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: LoRA "nothing" is not known here\n')
     done = cli(fake, "text", "a cat", "--lora", "./nothing.pt:0.5", "-o", tmp_path / "x")
-    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: no LoRA "./nothing.pt", and no file here\n')
+    assert done.returncode == 1
+    assert done.stderr == b'luna: NOT_FOUND: LoRA "./nothing.pt" is not known here, and no file here\n'
     assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_uploaded_for_a_model_that_the_daemon_lacks(fake, tmp_path):
+    Shelf(fake)
+    fake.on[pb.ENCODE_TEXT] = lambda request: request.fail(pb.NOT_FOUND, 'model "none" is not known here')
+    path = write(tmp_path / "one.safetensors", adapter(1))
+    done = cli(fake, "text", "a cat", "--model", "none", "--lora", path, "-o", tmp_path / "x")
+    assert (done.returncode, done.stderr) == (1, b'luna: NOT_FOUND: model "none" is not known here\n')
+    with luna.connect(fake.endpoint) as client, pytest.raises(luna.NotFound, match='^model "none"'):
+        client.encode_text("a cat", model="none", loras=[path, adapter(2)])
+    assert pb.LORA_PUT not in fake.requests or not fake.requests[pb.LORA_PUT]
+    assert len(fake.requests[pb.ENCODE_TEXT]) == 2
 
 
 @pytest.mark.parametrize("words", [

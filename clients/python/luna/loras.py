@@ -201,8 +201,8 @@ def encode(make_request, entries, one_shot, piece_bytes):
     try:
         try:
             return _retold((yield make_request(messages, [])), entries)
-        except errors.NotFound:
-            if not any(entry.source or entry.maybe for entry in entries):
+        except errors.NotFound as error:  # it may be the model; the first word says what it is
+            if not error.message.startswith("LoRA ") or not any(e.source or e.maybe for e in entries):
                 raise
         for entry in entries:
             entry.source = entry.source or entry.maybe
