@@ -318,13 +318,8 @@ static void clip_granted(struct worker *worker, bool granted, uint64_t bytes, ui
         lack_memory(worker, capacity);
         return;
     }
-    struct error error;
     const struct program *program = text_batch_program(self->batch);
-    if (lane_reserve(worker->lane, program_peak_bytes(program), &error) != STATUS_OK) {
-        fail_batch(worker, &error);
-        worker_idle(worker);
-        return;
-    }
+    if (!worker_take_arena(worker, program_peak_bytes(program))) return;
     uint32_t count = 0;
     void *const *bindings = text_batch_bindings(self->batch, &count);
     worker_run(worker, program, bindings, count);

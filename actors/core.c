@@ -94,6 +94,9 @@ static void on_supervisor_letter(struct core *self, const luna_Letter *letter)
     case luna_Letter_child_down_tag:
         on_child_down(self, &letter->letter.child_down);
         break;
+    case luna_Letter_gpu_notice_tag:
+        post_letter(self->events, letter, NULL);
+        break;
     case luna_Letter_stop_all_tag:
         loop_stop(self->loop);
         break;

@@ -7,9 +7,12 @@
 #include "actors/executor_state.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
+#include "actors/devices.h"
 #include "actors/event.h"
 #include "actors/post.h"
 #include "actors/torch_child.h"
@@ -32,18 +35,56 @@ void executor_tell(struct executor *self, enum executor_watch to, const luna_Let
     }
 }
 
-void executor_read_memory(struct executor *self)
+void executor_end_broken(struct executor *self, const char *why)
+{
+    log_event(self->context->log, LOG_ERROR, "device.broken", "device=%s why=\"%s\"",
+              self->arguments.device, why);
+    _exit(1);  // nothing can be saved in this process; the supervisor starts another
+}
+
+// What is promised and not yet taken is not free, whatever the driver says.
+static void read_device_memory(struct executor *self)
+{
+    struct device_memory memory = {.total_bytes = 0};
+    uint64_t used_bytes = 0;
+    struct error error;
+    for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
+        if (group > luna_Group_VAE && self->devices[group] == self->devices[group - 1]) continue;
+        if (device_memory(self->devices[group], &memory, &error) != STATUS_OK) {
+            executor_end_broken(self, error.message);
+        }
+        used_bytes += memory.used_bytes;
+    }
+    uint64_t held_bytes = ledger_held(&self->ledger);
+    uint64_t promised_bytes = held_bytes > used_bytes ? held_bytes - used_bytes : 0;
+    self->ledger.system_free =
+        memory.free_bytes > promised_bytes ? memory.free_bytes - promised_bytes : 0;
+    self->ledger.total_bytes = memory.total_bytes;
+}
+
+static bool read_system_memory(struct executor *self)
 {
     struct system_memory memory;
+    if (system_memory_read(&memory) != STATUS_OK) return false;
+    self->ledger.system_free = memory.available_bytes;
+    self->ledger.total_bytes = memory.total_bytes;
+    return true;
+}
+
+void executor_read_memory(struct executor *self)
+{
     uint64_t now = executor_now(self);
     bool is_recent = self->memory_read_ns != 0 &&
                      now - self->memory_read_ns < EXECUTOR_MEMORY_MS * UINT64_C(1000000);
-    if (is_recent || system_memory_read(&memory) != STATUS_OK) return;
+    if (is_recent) return;
+    if (self->is_gpu) {
+        read_device_memory(self);
+    } else if (!read_system_memory(self)) {
+        return;
+    }
     self->memory_read_ns = now;
-    self->ledger.system_free = memory.available_bytes;
-    self->ledger.total_bytes = memory.total_bytes;
     uint64_t limit = self->ledger.limit_bytes;
-    if (limit != 0 && limit < memory.total_bytes) self->ledger.total_bytes = limit;
+    if (limit != 0 && limit < self->ledger.total_bytes) self->ledger.total_bytes = limit;
 }
 
 void executor_forget_memory(struct executor *self)
@@ -57,7 +98,12 @@ void executor_report(struct executor *self)
     luna_Letter letter = {.which_letter = luna_Letter_device_tag};
     luna_DeviceReport *report = &letter.letter.device;
     text_set(report->name, sizeof report->name, self->arguments.device);
-    text_set(report->label, sizeof report->label, device_info(self->device)->label);
+    const struct device_info *info = device_info(self->devices[luna_Group_VAE]);
+    text_set(report->label, sizeof report->label, info->label);
+    text_set(report->driver, sizeof report->driver, info->driver);
+    text_set(report->uuid, sizeof report->uuid, info->uuid);
+    text_set(report->compute_capability, sizeof report->compute_capability, info->capability);
+    report->margin_bytes = self->own_margin_bytes;
     report->executor_pid = (uint32_t)getpid();
     report->epoch = self->arguments.epoch;
     report->memory_total_bytes = self->ledger.total_bytes;
@@ -71,6 +117,11 @@ void executor_report(struct executor *self)
 static void on_report(void *state)
 {
     struct executor *self = state;
+    uint64_t distrust_ns = EXECUTOR_DISTRUST_MS * UINT64_C(1000000);
+    if (self->distrusted_ns != 0 && executor_now(self) - self->distrusted_ns >= distrust_ns) {
+        ledger_trust(&self->ledger);
+        self->distrusted_ns = 0;
+    }
     executor_report(self);
     executor_stacks_report(self->stacks);
     executor_expire_workers(self);
@@ -174,21 +225,55 @@ static enum status watch_edges(struct executor *self, struct error *error)
     return status;
 }
 
-static enum status open_device(struct executor *self, struct error *error)
+// A GPU computes images in bf16 and texts faithfully where the configuration does not say; a
+// processor is always faithful.
+static enum status open_group(struct executor *self, luna_Group group, struct error *error)
 {
-    const struct config_service *service = &self->arguments.config->service;
-    bool all_threads = service->threads == CONFIG_AUTO;
-    bool no_limit = service->memory_limit_mb == CONFIG_AUTO;
+    const struct config *config = self->arguments.config;
+    bool all_threads = config->service.threads == CONFIG_AUTO;
+    enum precision_choice precision =
+        group == luna_Group_VAE ? config_vae_precision(config) : config_clip_precision(config);
+    if (precision == PRECISION_AUTO) {
+        precision = group == luna_Group_VAE ? PRECISION_BF16 : PRECISION_F32;
+    }
+    bool is_fast = self->is_gpu && precision != PRECISION_F32;
+    char name[DEVICE_NAME_BYTES + sizeof ":bf16"];
+    const char *storage = precision == PRECISION_F16 ? ":f16" : ":bf16";
+    snprintf(name, sizeof name, "%s%s", self->arguments.device, is_fast ? storage : "");
+    struct device *other = self->devices[luna_Group_VAE];
+    if (other != NULL && strcmp(device_info(other)->name, name) == 0) {
+        self->devices[group] = other;
+        return STATUS_OK;
+    }
     const struct device_options options = {
-        .name = self->arguments.device,
-        .threads = all_threads ? 0 : (uint32_t)service->threads,
+        .name = name,
+        .threads = all_threads ? 0 : (uint32_t)config->service.threads,
+        .precision_fast = is_fast,
     };
-    uint64_t margin_mb = self->arguments.config->scaling.memory_margin_mb;
-    if (margin_mb == CONFIG_AUTO) margin_mb = EXECUTOR_MARGIN_CPU_MB;
-    self->margin_bytes = margin_mb << 20;
-    self->ledger.limit_bytes = no_limit ? 0 : service->memory_limit_mb << 20;
-    executor_read_memory(self);
-    return device_open(&self->device, &options, error);
+    return device_open(&self->devices[group], &options, error);
+}
+
+static enum status open_devices(struct executor *self, struct error *error)
+{
+    const struct config *config = self->arguments.config;
+    bool no_limit = config->service.memory_limit_mb == CONFIG_AUTO;
+    self->is_gpu = strcmp(self->arguments.device, "cpu") != 0;
+    self->own_margin_bytes =
+        (uint64_t)(self->is_gpu ? EXECUTOR_MARGIN_GPU_MB : EXECUTOR_MARGIN_CPU_MB) << 20;
+    bool is_auto = config->scaling.memory_margin_mb == CONFIG_AUTO;
+    self->margin_bytes = is_auto ? self->own_margin_bytes : config->scaling.memory_margin_mb << 20;
+    self->ledger.limit_bytes = no_limit ? 0 : config->service.memory_limit_mb << 20;
+    enum status status = open_group(self, luna_Group_VAE, error);
+    if (status == STATUS_OK) status = open_group(self, luna_Group_TEXT, error);
+    if (status == STATUS_OK) executor_read_memory(self);
+    return status;
+}
+
+static void close_devices(struct executor *self)
+{
+    bool is_one = self->devices[luna_Group_VAE] == self->devices[luna_Group_TEXT];
+    device_close(&self->devices[luna_Group_VAE]);
+    if (!is_one) device_close(&self->devices[luna_Group_TEXT]);
 }
 
 static void executor_destroy(void *state)
@@ -215,7 +300,7 @@ static void executor_destroy(void *state)
         loaded_destroy(&self->models[i].loaded[luna_Group_VAE]);
         loaded_destroy(&self->models[i].loaded[luna_Group_TEXT]);
     }
-    device_close(&self->device);
+    close_devices(self);
     free(self);
 }
 
@@ -232,10 +317,10 @@ static enum status executor_create(void **state, const struct actor_context *con
     self->host = (struct actor_host){
         .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};
     torch_child_reader(&self->torch);
-    enum status status = open_device(self, error);
+    enum status status = open_devices(self, error);
     if (status == STATUS_OK) status = open_edges(self, error);
     if (status == STATUS_OK) {
-        const struct loader_arguments loader = {.device = self->device, .torch = &self->torch};
+        const struct loader_arguments loader = {.devices = self->devices, .torch = &self->torch};
         status = actor_start(&self->loader, &loader_kind, &self->host, &loader, error);
     }
     if (status == STATUS_OK) status = executor_stacks_create(&self->stacks, self, error);
@@ -245,7 +330,7 @@ static enum status executor_create(void **state, const struct actor_context *con
         return status;
     }
     log_event(context->log, LOG_INFO, "device.opened", "device=%s label=\"%s\"",
-              self->arguments.device, device_info(self->device)->label);
+              self->arguments.device, device_info(self->devices[luna_Group_VAE])->label);
     *state = self;
     return STATUS_OK;
 }

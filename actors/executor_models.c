@@ -319,6 +319,13 @@ static void on_hash(struct executor *self, struct model_entry *model,
     executor_tell_model(self, model, NULL);
 }
 
+// The device had less than was promised, or the networks take more than their files: the next try
+// asks for a quarter more, and what is idle goes for it. Once loaded they tell what they take.
+static void raise_plan(struct model_entry *model, luna_Group group, uint64_t promised_bytes)
+{
+    model->known_bytes[group] = promised_bytes + promised_bytes / 4;
+}
+
 void executor_on_loader(void *state)
 {
     struct executor *self = state;
@@ -332,7 +339,9 @@ void executor_on_loader(void *state)
         if (current) on_hash(self, model, &letter);
         return;
     }
+    uint64_t promised_bytes = model->promised_bytes[letter.group];
     end_promise(self, model, letter.group);
+    executor_read_memory(self);  // ends the process when loading broke the device
     if (!current) {
         loaded_destroy(&letter.loaded);
         load_again(self, model, letter.group);
@@ -340,6 +349,9 @@ void executor_on_loader(void *state)
     }
     struct error error = letter.error;
     bool good = letter.loaded != NULL && take_in(self, model, letter.loaded, &error) == STATUS_OK;
+    if (letter.loaded == NULL && error.status == STATUS_RESOURCE_EXHAUSTED) {
+        raise_plan(model, letter.group, promised_bytes);
+    }
     executor_tell_model(self, model, good ? NULL : &error);
     if (good)
         start_waiting(self, model, letter.group);

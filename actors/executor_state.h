@@ -19,6 +19,8 @@
 #define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
 #define EXECUTOR_MEMORY_MS 100u       // that what the system said of its memory holds
 #define EXECUTOR_MARGIN_CPU_MB 512u   // where the configuration says auto
+#define EXECUTOR_MARGIN_GPU_MB 2048u  // likewise
+#define EXECUTOR_DISTRUST_MS 2000u    // that a promise that did not hold makes others smaller
 #define EXECUTOR_CONNECTION_BYTES 8u  // of a worker, as the ROUTER names it: five
 
 // A model name as the registry defined it, and its networks once a worker needed them.
@@ -49,9 +51,12 @@ struct executor {
     const struct actor_context *context;  // as actor.h gives it
     struct executor_arguments arguments;  // as the process gave them
     struct actor_host host;               // for the workers
-    struct device *device;                // the one
+    struct device *devices[3];            // the one, by group: two where their precisions differ
+    bool is_gpu;                          // it has memory of its own
     struct ledger ledger;                 // its memory
     uint64_t margin_bytes;                // that stay free when weights are loaded
+    uint64_t own_margin_bytes;            // where the configuration says auto
+    uint64_t distrusted_ns;               // when a promise did not hold last; 0: all did of late
     uint64_t memory_read_ns;              // when the system was asked last; 0: ask again
     struct torch_reader torch;            // for the loader
     struct executor_stacks *stacks;       // adapters and merged copies
@@ -76,8 +81,11 @@ enum executor_watch {
 uint64_t executor_now(const struct executor *self);
 // Sends a letter to the scaler or the registry; one that does not fit is dropped and logged.
 void executor_tell(struct executor *self, enum executor_watch to, const luna_Letter *letter);
-// Asks the system what is free, for the ledger, unless it was asked a moment ago.
+// Asks the system, or the driver of a GPU, what is free, for the ledger, unless it was asked a
+// moment ago. A broken GPU ends the process.
 void executor_read_memory(struct executor *self);
+// Ends the process: the device works no more in it, and another may do better.
+_Noreturn void executor_end_broken(struct executor *self, const char *why);
 // Memory was given back: what the system said does not hold any more.
 void executor_forget_memory(struct executor *self);
 // Tells scaler and registry how the device stands.

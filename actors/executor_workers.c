@@ -78,7 +78,7 @@ void executor_start_worker(struct executor *self, struct worker_entry *worker,
 {
     const struct worker_arguments arguments = {
         .executor = &self->arguments,
-        .device = self->device,
+        .device = self->devices[worker->service.group],
         .device_name = self->arguments.device,
         .id = worker->id,
         .model = worker->service.model,
@@ -210,6 +210,31 @@ void executor_answer_worker(struct executor *self, const struct executor_letter 
               (unsigned long)letter->worker, (int)letter->kind, status_name(status));
 }
 
+// The device had less than the ledger: for a while nothing as large is promised, and what is idle
+// goes, so that what is left is more than before.
+static void on_fell_short(struct executor *self, struct worker_entry *worker,
+                          struct executor_letter *letter)
+{
+    uint64_t wanted_bytes = letter->bytes;
+    log_event(self->context->log, LOG_WARNING, "promise.broken",
+              "device=%s worker=%lu bytes=%lu free=%lu", self->arguments.device,
+              (unsigned long)worker->id, (unsigned long)wanted_bytes,
+              (unsigned long)ledger_free(&self->ledger));
+    ledger_reserve(&self->ledger, worker->reserved_bytes, letter->capacity);
+    worker->reserved_bytes = letter->capacity;
+    ledger_distrust(&self->ledger, wanted_bytes);
+    self->distrusted_ns = executor_now(self);
+    executor_evict_one(self);
+    executor_forget_memory(self);
+    executor_read_memory(self);
+    letter->kind = EXECUTOR_RESERVED;
+    letter->granted = false;
+    letter->bytes = worker->reserved_bytes + ledger_free(&self->ledger);
+    letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
+    executor_answer_worker(self, letter, NULL);
+    executor_report(self);
+}
+
 static void on_want_stack(struct executor *self, const struct worker_entry *worker,
                           const struct message *message)
 {
@@ -246,9 +271,10 @@ static void on_worker_letter(struct executor *self, struct message *message)
         on_retired(self, worker);
         return;
     case EXECUTOR_BROKEN:
-        log_event(self->context->log, LOG_ERROR, "device.broken", "device=%s worker=%lu",
-                  self->arguments.device, (unsigned long)worker->id);
-        _exit(1);  // nothing can be saved in this process; the supervisor starts another
+        executor_end_broken(self, "a run failed for good");
+    case EXECUTOR_FELL_SHORT:
+        on_fell_short(self, worker, &letter);
+        return;
     case EXECUTOR_RESERVED:
     case EXECUTOR_STACK:
     case EXECUTOR_STACK_PROGRESS:

@@ -5,24 +5,27 @@
 #include <assert.h>
 #include <stddef.h>
 
-static uint64_t held_bytes(const struct ledger *self)
+uint64_t ledger_held(const struct ledger *self)
 {
+    assert(self != NULL);
     return self->weights_bytes + self->reserved_bytes + self->stack_bytes;
 }
 
 uint64_t ledger_free(const struct ledger *self)
 {
     assert(self != NULL);
-    if (self->limit_bytes == 0) return self->system_free;
-    uint64_t held = held_bytes(self);
-    uint64_t left = held < self->limit_bytes ? self->limit_bytes - held : 0;
-    return left < self->system_free ? left : self->system_free;
+    uint64_t left = self->system_free;
+    if (self->promise_max != 0 && self->promise_max < left) left = self->promise_max;
+    if (self->limit_bytes == 0) return left;
+    uint64_t held = ledger_held(self);
+    uint64_t below_limit = held < self->limit_bytes ? self->limit_bytes - held : 0;
+    return below_limit < left ? below_limit : left;
 }
 
 uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights)
 {
     assert(self != NULL);
-    uint64_t held = held_bytes(self);
+    uint64_t held = ledger_held(self);
     uint64_t all = self->system_free + held;
     if (self->limit_bytes != 0 && self->limit_bytes < all) all = self->limit_bytes;
     return wanted_weights < all ? all - wanted_weights : 0;
@@ -31,7 +34,7 @@ uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights)
 bool ledger_is_overdrawn(const struct ledger *self)
 {
     assert(self != NULL);
-    return self->limit_bytes != 0 && held_bytes(self) > self->limit_bytes;
+    return self->limit_bytes != 0 && ledger_held(self) > self->limit_bytes;
 }
 
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after)
@@ -45,6 +48,20 @@ bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after)
     }
     self->reserved_bytes = self->reserved_bytes - before + after;
     return true;
+}
+
+void ledger_distrust(struct ledger *self, uint64_t bytes)
+{
+    assert(self != NULL);
+    assert(bytes > 0);
+    uint64_t half = bytes / 2 > 0 ? bytes / 2 : 1;
+    if (self->promise_max == 0 || half < self->promise_max) self->promise_max = half;
+}
+
+void ledger_trust(struct ledger *self)
+{
+    assert(self != NULL);
+    self->promise_max = 0;
 }
 
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after)

@@ -16,7 +16,12 @@ struct ledger {
     uint64_t weights_bytes;   // held for weights
     uint64_t reserved_bytes;  // held for arenas, and for weights that are being loaded
     uint64_t stack_bytes;     // held for adapters and merged copies
+    uint64_t promise_max;  // no more is promised at once, because more was and did not hold; 0: any
 };
+
+// Weights, arenas, what loads, adapters and copies together.
+// Thread:    any; it only reads.
+uint64_t ledger_held(const struct ledger *self);
 
 // What may still be promised: what the system has free, but never more than the limit leaves.
 // Thread:    any; it only reads.
@@ -35,6 +40,12 @@ bool ledger_is_overdrawn(const struct ledger *self);
 // Thread:    the owner's.
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
+
+// A promise of bytes did not hold, whatever the system said is free: until ledger_trust no promise
+// is larger than half of them.
+// Thread:    the owner's.
+void ledger_distrust(struct ledger *self, uint64_t bytes);
+void ledger_trust(struct ledger *self);
 
 // Books what adapters and merged copies hold now; whoever adds some asked ledger_free before.
 // Thread:    the owner's.

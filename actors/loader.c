@@ -76,7 +76,7 @@ static enum status create_networks(const struct loader *self,
                                    struct error *error)
 {
     const struct model_description *description = model_describe(model);
-    struct device *device = self->arguments.device;
+    struct device *device = self->arguments.devices[loaded->group];
     loaded->description = *description;
     if (loaded->group == luna_Group_VAE) {
         enum status status = vae_create(&loaded->vae, device, model_tensors(model, MODEL_VAE),

@@ -47,6 +47,7 @@ struct monitor {
     luna_RequestCounts requests;                // as the router told last
     luna_TransportCounts transport;             // as the router told last, with the count of leases
     luna_LoraTotals loras;                      // as the LoRA store told last
+    char gpus[384];                             // what the supervisor found
     uint32_t devices_count;                     // entries of devices
     luna_DeviceStatus devices[DEVICES_MAX];     // as the scaler told last
     uint32_t services_count;                    // entries of services
@@ -70,7 +71,23 @@ static void on_device(struct monitor *self, const luna_DeviceReport *report)
     device->memory_free_bytes = report->memory_free_bytes;
     device->weights_bytes = report->weights_bytes;
     device->reserved_bytes = report->reserved_bytes;
+    text_set(device->driver, sizeof device->driver, report->driver);
+    text_set(device->uuid, sizeof device->uuid, report->uuid);
+    text_set(device->compute_capability, sizeof device->compute_capability,
+             report->compute_capability);
     if (i == self->devices_count) self->devices_count += 1;
+}
+
+static void on_gpus(struct monitor *self, const luna_GpuNotice *notice)
+{
+    if (notice->unasked) {
+        text_set(self->gpus, sizeof self->gpus, "not looked for, the configuration names none");
+    } else if (notice->count == 0) {
+        snprintf(self->gpus, sizeof self->gpus, "none: %.370s", notice->message);
+    } else {
+        snprintf(self->gpus, sizeof self->gpus, "%u, %s%s%.250s", notice->count, notice->driver,
+                 notice->message[0] != '\0' ? "; " : "", notice->message);
+    }
 }
 
 static void on_service(struct monitor *self, const luna_ServiceStatus *status)
@@ -131,6 +148,7 @@ static void fill_status(const struct monitor *self, luna_Status *out)
     out->transport = self->transport;
     out->has_loras = true;
     out->loras = self->loras;
+    text_set(out->gpus, sizeof out->gpus, self->gpus);
     out->loras.limit_bytes = self->config->lora.memory_limit_mb << 20;
 
     const size_t devices_max = sizeof out->devices / sizeof out->devices[0];
@@ -229,6 +247,9 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
         break;
     case luna_Letter_lora_totals_tag:
         self->loras = letter->letter.lora_totals;
+        break;
+    case luna_Letter_gpu_notice_tag:
+        on_gpus(self, &letter->letter.gpu_notice);
         break;
     case luna_Letter_drain_all_tag:
         self->draining = true;

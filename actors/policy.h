@@ -41,6 +41,7 @@
 #define POLICY_SERVICES_MAX (2u * POLICY_MODELS_MAX)
 #define POLICY_DEVICES_MAX 8u
 #define POLICY_WORKERS_MAX 256u
+#define POLICY_MARGIN_AUTO UINT64_MAX  // as each device tells
 
 enum policy_group { POLICY_VAE, POLICY_TEXT, POLICY_GROUP_COUNT };
 
@@ -55,7 +56,7 @@ struct policy_settings {
     uint32_t queue_threshold;                         // jobs
     uint32_t scale_up_delay_ms;
     uint32_t idle_timeout_ms;
-    uint64_t margin_bytes;        // of a device's memory that stays free
+    uint64_t margin_bytes;        // of a device's memory that stays free; POLICY_MARGIN_AUTO
     uint64_t memory_limit_bytes;  // of one device that this daemon may use; 0: all
 };
 
@@ -74,6 +75,7 @@ struct policy_device {
     uint64_t epoch;                    // of its executor
     uint64_t memory_free_bytes;        // as the driver or the system tells it
     uint64_t used_bytes;               // weights and arenas of this daemon on it
+    uint64_t margin_bytes;             // where the settings leave it to the device
     bool refuses[POLICY_GROUP_COUNT];  // the configuration keeps the group off this device
 };
 

@@ -39,6 +39,13 @@ static struct policy_demand_state *demand_of(struct policy *self, struct policy_
     return &self->models[key.model].demand[key.group];
 }
 
+// What stays free on a device.
+static uint64_t margin_of(const struct policy *self, uint32_t device)
+{
+    if (self->settings.margin_bytes != POLICY_MARGIN_AUTO) return self->settings.margin_bytes;
+    return device == UINT32_MAX ? 0 : self->devices[device].told.margin_bytes;
+}
+
 // A decision about a service with everything that its kind does not set left empty.
 static struct policy_decision decide(const struct policy *self, struct policy_key key,
                                      enum policy_action action, struct want want)
@@ -48,7 +55,7 @@ static struct policy_decision decide(const struct policy *self, struct policy_ke
                                        .signal = want.signal,
                                        .value = want.value,
                                        .threshold = want.threshold,
-                                       .margin_bytes = self->settings.margin_bytes,
+                                       .margin_bytes = margin_of(self, UINT32_MAX),
                                        .workers = policy_count(self, key, UINT32_MAX).live};
     memcpy(decision.model, self->models[key.model].told.name, sizeof decision.model);
     return decision;
@@ -60,6 +67,7 @@ static void set_place(struct policy_decision *decision, const struct policy *sel
     decision->free_bytes = place.free_bytes;
     decision->plan_bytes = place.plan_bytes;
     if (place.device == UINT32_MAX) return;
+    decision->margin_bytes = margin_of(self, place.device);
     memcpy(decision->device, self->devices[place.device].told.name, sizeof decision->device);
 }
 
@@ -123,7 +131,7 @@ static struct place look_at(const struct policy *self, struct policy_key key, ui
 static bool fits(const struct policy *self, struct place place)
 {
     return place.free_bytes >= place.plan_bytes &&
-           place.free_bytes - place.plan_bytes >= self->settings.margin_bytes;
+           place.free_bytes - place.plan_bytes >= margin_of(self, place.device);
 }
 
 // True when a is the better place: one that fits, then with fewer lanes, then with more memory.
@@ -348,7 +356,7 @@ static bool make_room(struct policy *self, struct policy_key key, struct place p
     if (victim == NULL) return false;
 
     struct want want = {"memory_free_bytes", (double)place.free_bytes,
-                        (double)(place.plan_bytes + self->settings.margin_bytes)};
+                        (double)(place.plan_bytes + margin_of(self, place.device))};
     struct policy_key victim_key = {victim->model, victim->group};
     *out = retire(self, victim_key, victim, want);
     set_place(out, self, place);
@@ -373,7 +381,7 @@ static bool refuse(struct policy *self, struct policy_key key, struct place plac
 {
     struct policy_demand_state *demand = demand_of(self, key);
     struct want want = {"memory_free_bytes", (double)place.free_bytes,
-                        (double)(place.plan_bytes + self->settings.margin_bytes)};
+                        (double)(place.plan_bytes + margin_of(self, place.device))};
     struct policy_decision refusal = decide(self, key, POLICY_REFUSE, want);
     set_place(&refusal, self, place);
     // Where memory seemed to do and did not, the executor's own words are in demand->message.
@@ -383,7 +391,7 @@ static bool refuse(struct policy *self, struct policy_key key, struct place plac
              policy_group_name(key.group), refusal.model, refusal.device,
              (unsigned long long)(place.free_bytes >> 20),
              (unsigned long long)(place.plan_bytes >> 20),
-             (unsigned long long)(self->settings.margin_bytes >> 20));
+             (unsigned long long)(refusal.margin_bytes >> 20));
     if (seemed_to_fit) {
         memcpy(refusal.message, demand->message, sizeof refusal.message);
     } else {

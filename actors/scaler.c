@@ -28,7 +28,6 @@
 // so long stands still, and ends like a dead one.
 #define SILENCE_MS (5000u * PATIENCE)
 #define MEGABYTE UINT64_C(1048576)
-#define MARGIN_CPU_MB 512u
 
 enum scaler_socket {
     SCALER_EXECUTORS,
@@ -127,7 +126,7 @@ static void spawn(struct scaler *self, const struct policy_decision *decision)
     luna_Letter letter = {.which_letter = luna_Letter_spawn_tag};
     luna_Service *service = &letter.letter.spawn.service;
     letter.letter.spawn.has_service = true;
-    letter.letter.spawn.margin_bytes = policy_settings(self->policy)->margin_bytes;
+    letter.letter.spawn.margin_bytes = decision->margin_bytes;
     service->group = to_letter_group(decision->group);
     text_set(service->model, sizeof service->model, decision->model);
     struct device_entry *entry = device_table_find_name(&self->devices, decision->device);
@@ -286,7 +285,8 @@ static void on_device_report(struct scaler *self, struct bytes connection,
     struct error error = {0};
     struct policy_device device = {.epoch = report->epoch,
                                    .memory_free_bytes = report->memory_free_bytes,
-                                   .used_bytes = report->weights_bytes + report->reserved_bytes};
+                                   .used_bytes = report->weights_bytes + report->reserved_bytes,
+                                   .margin_bytes = report->margin_bytes};
     text_set(device.name, sizeof device.name, report->name);
     const struct config_service *service = &self->config->service;
     device.refuses[POLICY_VAE] = !device_serves(service, report->name, true);
@@ -455,8 +455,22 @@ static enum status apply_limits(struct policy_settings *settings, const luna_Lim
     return STATUS_OK;
 }
 
-static luna_Limits limits_of(const struct policy_settings *settings)
+// The margin in force: the largest of the devices' own where the configuration says auto.
+static uint64_t margin_bytes(const struct scaler *self)
 {
+    uint64_t margin = policy_settings(self->policy)->margin_bytes;
+    if (margin != POLICY_MARGIN_AUTO) return margin;
+    margin = 0;
+    for (uint32_t i = 0; i < self->devices.count; i++) {
+        uint64_t own = self->devices.entries[i].report.margin_bytes;
+        if (own > margin) margin = own;
+    }
+    return margin;
+}
+
+static luna_Limits limits_of(const struct scaler *self)
+{
+    const struct policy_settings *settings = policy_settings(self->policy);
     return (luna_Limits){.has_vae_workers_min = true,
                          .vae_workers_min = settings->limits[POLICY_VAE].workers_min,
                          .has_vae_workers_max = true,
@@ -466,7 +480,7 @@ static luna_Limits limits_of(const struct policy_settings *settings)
                          .has_clip_workers_max = true,
                          .clip_workers_max = settings->limits[POLICY_TEXT].workers_max,
                          .has_memory_margin_mb = true,
-                         .memory_margin_mb = (uint32_t)(settings->margin_bytes / MEGABYTE)};
+                         .memory_margin_mb = (uint32_t)(margin_bytes(self) / MEGABYTE)};
 }
 
 static void on_ask(struct scaler *self, const luna_Ask *letter, const struct message *frames)
@@ -484,7 +498,7 @@ static void on_ask(struct scaler *self, const luna_Ask *letter, const struct mes
     }
     if (status == STATUS_OK) status = apply_limits(&settings, &request.limits, &error);
     if (status == STATUS_OK) policy_change(self->policy, &settings);
-    luna_Limits limits = limits_of(policy_settings(self->policy));
+    luna_Limits limits = limits_of(self);
     ask_answer(self->sockets[SCALER_ROUTER], &ask, luna_Limits_fields, &limits,
                status == STATUS_OK ? NULL : &error);
     loop_socket_touch(self->watches[SCALER_ROUTER]);
@@ -540,7 +554,6 @@ static struct policy_settings settings_of(const struct config *config)
     const struct config_scaling *scaling = &config->scaling;
     uint64_t margin_mb = scaling->memory_margin_mb;
     uint64_t limit_mb = config->service.memory_limit_mb;
-    if (margin_mb == CONFIG_AUTO) margin_mb = MARGIN_CPU_MB;
     if (limit_mb == CONFIG_AUTO) limit_mb = 0;
     return (struct policy_settings){
         .serves = {config->service.type != SERVICE_CLIP, config->service.type != SERVICE_VAE},
@@ -549,7 +562,7 @@ static struct policy_settings settings_of(const struct config *config)
         .queue_threshold = scaling->queue_threshold,
         .scale_up_delay_ms = scaling->scale_up_delay_ms,
         .idle_timeout_ms = scaling->idle_timeout_s * 1000u,
-        .margin_bytes = margin_mb * MEGABYTE,
+        .margin_bytes = margin_mb == CONFIG_AUTO ? POLICY_MARGIN_AUTO : margin_mb * MEGABYTE,
         .memory_limit_bytes = limit_mb * MEGABYTE};
 }
 

@@ -12,7 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "actors/devices.h"
 #include "actors/event.h"
+#include "actors/probe.h"
 #include "actors/process.h"
 #include "actors/supervisor.h"
 #include "actors/topology.h"
@@ -105,11 +107,11 @@ static enum status load(void *context, struct config **out, struct error *error)
 {
     const struct serve *self = context;
     struct config *config = NULL;
-    struct config_list devices;
+    struct device_list devices;
     enum status status = config_load(&config, &self->sources, error);
     if (status == STATUS_OK) status = config_check(config, error);
     if (status == STATUS_OK) status = check_names(config, error);
-    if (status == STATUS_OK) status = supervisor_devices(config, &devices, error);
+    if (status == STATUS_OK) status = devices_named(config, &devices, error);
     if (status != STATUS_OK) {
         config_destroy(&config);
         return status;
@@ -233,6 +235,7 @@ int serve_child_main(int argc, char **argv)
 {
     if (argc < 2) return -1;
     if (strcmp(argv[1], TORCH_CHILD_WORD) == 0) return torch_child_main();
+    if (strcmp(argv[1], PROBE_WORD) == 0) return probe_process_main();
     bool is_core = strcmp(argv[1], PROCESS_CORE_WORD) == 0;
     bool is_executor = strcmp(argv[1], PROCESS_EXECUTOR_WORD) == 0;
     if (!is_core && !is_executor) return -1;

@@ -23,13 +23,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "actors/devices.h"
 #include "actors/event.h"
 #include "actors/packet.h"
+#include "actors/probe.h"
 #include "runtime/loop.h"
 #include "runtime/notify.h"
 #include "runtime/signals.h"
 
-#define CHILDREN_MAX (1u + CONFIG_LIST_MAX)
+#define CHILDREN_MAX (1u + DEVICE_TABLE_MAX)
 #define DRAIN_MS_MAX 30000u
 #define STOP_MS_MAX 5000u
 #define REPORT_MS_MAX 1000u  // that the first line waits for devices behind the core's ready
@@ -61,6 +63,7 @@ struct supervisor {
     enum supervisor_state state;               // see the picture above
     uint64_t epochs;                           // the last one given out
     bool ready_told;                           // the first line was written
+    luna_GpuNotice gpus;                       // what was found when CUDA devices were looked for
     int exit_status;                           // of the daemon
     uint32_t count;                            // entries of children
     struct supervised children[CHILDREN_MAX];  // the core first
@@ -340,6 +343,9 @@ static void on_ready(struct supervised *child)
     child->is_ready = true;
     child->was_ready = true;
     if (!child->is_core) return;
+    luna_Letter letter = {.which_letter = luna_Letter_gpu_notice_tag};
+    letter.letter.gpu_notice = self->gpus;
+    send_to(child, &letter);
     if (self->ready_told) {
         notify_send(self->options->notify_socket, "READY=1");
     } else {
@@ -479,35 +485,20 @@ static void on_watchdog(void *state)
 
 // ---- life
 
-static bool contains(const struct config_list *list, const char *item)
+// Looks for CUDA devices where the configuration wants any, and says which devices get executors.
+static enum status find_devices(struct supervisor *self, struct device_list *out,
+                                struct error *error)
 {
-    for (uint32_t i = 0; i < list->count; i++) {
-        if (strcmp(list->items[i], item) == 0) return true;
+    struct device_list named;
+    enum status status = devices_named(*self->config_p, &named, error);
+    if (status != STATUS_OK) return status;
+    self->gpus = (luna_GpuNotice){.unasked = true};
+    if (devices_need_probe(&named)) {
+        probe_gpus(&self->gpus);
+        log_event(&self->log, LOG_INFO, "gpus.found", "count=%u driver=\"%s\" why=\"%s\"",
+                  self->gpus.count, self->gpus.driver, self->gpus.message);
     }
-    return false;
-}
-
-enum status supervisor_devices(const struct config *config, struct config_list *out,
-                               struct error *error)
-{
-    assert(config != NULL);
-    assert(out != NULL);
-    const struct config_list *lists[] = {&config->service.devices, &config->service.vae_devices,
-                                         &config->service.clip_devices};
-    struct config_list devices = {.count = 0};
-    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
-        for (uint32_t k = 0; k < lists[i]->count; k++) {
-            const char *device = lists[i]->items[k];
-            if (strcmp(device, "cpu") != 0 && strcmp(device, "emulated") != 0) {
-                return error_set(error, STATUS_UNIMPLEMENTED,
-                                 "device \"%s\" is not there yet, only cpu is", device);
-            }
-            if (!contains(&devices, device)) devices.items[devices.count++] = device;
-        }
-    }
-    if (devices.count == 0) devices.items[devices.count++] = "cpu";
-    *out = devices;
-    return STATUS_OK;
+    return devices_choose(*self->config_p, &named, &self->gpus, out, error);
 }
 
 static enum status add_child(struct supervisor *self, const char *name, bool is_core,
@@ -528,8 +519,8 @@ static enum status add_child(struct supervisor *self, const char *name, bool is_
 
 static enum status start(struct supervisor *self, struct error *error)
 {
-    struct config_list devices = {.count = 0};
-    enum status status = supervisor_devices(*self->config_p, &devices, error);
+    struct device_list devices = {.count = 0};
+    enum status status = find_devices(self, &devices, error);
     if (status == STATUS_OK) status = loop_create(&self->loop, clock_system(), error);
     if (status == STATUS_OK) {
         status = loop_add_descriptor(self->loop, self->options->signals, on_signal, self,
@@ -545,7 +536,7 @@ static enum status start(struct supervisor *self, struct error *error)
     }
     if (status == STATUS_OK) status = add_child(self, "core", true, error);
     for (uint32_t i = 0; status == STATUS_OK && i < devices.count; i++) {
-        status = add_child(self, devices.items[i], false, error);
+        status = add_child(self, devices.names[i], false, error);
     }
     for (uint32_t i = 0; status == STATUS_OK && i < self->count; i++) {
         status = start_child(&self->children[i], error);

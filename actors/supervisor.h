@@ -33,10 +33,4 @@ struct supervisor_options {
 // Thread:    the main thread of a process that has no other.
 int supervisor_run(struct config **config_p, const struct supervisor_options *options);
 
-// The devices that get an executor, out of the configuration: "cpu" when it says auto.
-// Errors:    UNIMPLEMENTED for devices that this build cannot drive; INVALID_ARGUMENT for too many.
-// Thread:    any.
-enum status supervisor_devices(const struct config *config, struct config_list *out,
-                               struct error *error);
-
 #endif  // ACTORS_SUPERVISOR_H

@@ -146,10 +146,9 @@ static void run_job(struct worker *worker)
     struct vae_worker *self = own(worker);
     struct error error;
     const char *name = self->request.direction == VAE_ENCODE ? "latent" : "image";
-    enum status status = lane_reserve(worker->lane, self->plan.peak_bytes, &error);
-    if (status == STATUS_OK) {
-        status = vae_program(worker->arguments.loaded->vae, &self->plan, &self->program, &error);
-    }
+    if (!worker_take_arena(worker, self->plan.peak_bytes)) return;
+    enum status status =
+        vae_program(worker->arguments.loaded->vae, &self->plan, &self->program, &error);
     if (status == STATUS_OK) {
         status = worker_output_open(worker, self->job, name, self->plan.output_bytes, &self->output,
                                     &error);

@@ -287,6 +287,33 @@ void worker_reserve(struct worker *self, uint64_t bytes)
     worker_tell_executor(self, &letter, NULL);
 }
 
+static void say_broken(struct worker *self, const struct error *error)
+{
+    log_event(self->context->log, LOG_ERROR, "device.broken", "worker=%lu why=\"%s\"",
+              (unsigned long)self->arguments.id, error->message);
+    const struct executor_letter broken = {.kind = EXECUTOR_BROKEN, .worker = self->arguments.id};
+    worker_tell_executor(self, &broken, NULL);
+}
+
+bool worker_take_arena(struct worker *self, uint64_t bytes)
+{
+    assert(self->busy);
+    struct error error;
+    enum status status = lane_reserve(self->lane, bytes, &error);
+    if (status == STATUS_OK) return true;
+    if (status == STATUS_UNAVAILABLE) {
+        say_broken(self, &error);
+        return false;
+    }
+    self->reserved_bytes = lane_arena_bytes(self->lane);
+    const struct executor_letter letter = {.kind = EXECUTOR_FELL_SHORT,
+                                           .worker = self->arguments.id,
+                                           .bytes = bytes,
+                                           .capacity = self->reserved_bytes};
+    worker_tell_executor(self, &letter, NULL);
+    return false;
+}
+
 void worker_run(struct worker *self, const struct program *program, void *const *bindings,
                 uint32_t count)
 {
@@ -306,6 +333,10 @@ static void on_lane(void *state)
     tell_progress(self);
     error.status = lane_collect(self->lane, &error);
     self->running = false;
+    if (error.status == STATUS_UNAVAILABLE) {
+        say_broken(self, &error);
+        return;
+    }
     self->calls->ran(self, &error);
 }
 

@@ -109,7 +109,12 @@ void worker_give_back_stack(struct worker *self, uint64_t job);
 // Asks the executor for an arena of bytes; granted() is called with the answer.
 void worker_reserve(struct worker *self, uint64_t bytes);
 
-// Starts the lane; ran() is called at its end.
+// Takes the arena that was granted. False when the device has less than its ledger said: granted()
+// is called once more, with what there is.
+bool worker_take_arena(struct worker *self, uint64_t bytes);
+
+// Starts the lane; ran() is called at its end, unless the device broke: then this process ends and
+// its jobs are given out again.
 void worker_run(struct worker *self, const struct program *program, void *const *bindings,
                 uint32_t count);
 

@@ -133,3 +133,11 @@ uint64_t arena_plan_peak_bytes(const struct arena_plan *self)
     assert(self != NULL);
     return self->peak_bytes;
 }
+
+uint64_t arena_plan_live_bytes(const struct arena_plan *self)
+{
+    assert(self != NULL);
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < self->count; i++) bytes += self->blocks[i].bytes;
+    return bytes;
+}

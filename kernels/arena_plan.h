@@ -42,4 +42,8 @@ bool arena_plan_holds(const struct arena_plan *self, uint64_t offset, uint64_t b
 // Thread:    the owner's.
 uint64_t arena_plan_peak_bytes(const struct arena_plan *self);
 
+// The bytes of all blocks that live now.
+// Thread:    the owner's.
+uint64_t arena_plan_live_bytes(const struct arena_plan *self);
+
 #endif  // KERNELS_ARENA_PLAN_H

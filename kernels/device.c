@@ -11,6 +11,8 @@
 #include "base/checked.h"
 #include "kernels/arena_plan.h"
 
+#define CUDA_LIBRARY "libluna_cuda.so"
+
 // ---------------------------------------------------------------------------------------------
 // Devices
 
@@ -31,7 +33,7 @@ enum status device_open(struct device **out, const struct device_options *option
     static const struct {
         const char *prefix;
         const char *library;
-    } modules[] = {{"cuda:", "libluna_cuda.so"}, {"emulated", "libluna_emulated.so"}};
+    } modules[] = {{"cuda:", CUDA_LIBRARY}, {"emulated", "libluna_emulated.so"}};
     if (options->name == NULL) {
         return error_set(error, STATUS_NOT_FOUND, "a device needs a name");
     }
@@ -65,6 +67,22 @@ const struct device_info *device_info(const struct device *device)
 {
     assert(device != NULL);
     return &device->info;
+}
+
+enum status device_memory(const struct device *device, struct device_memory *out,
+                          struct error *error)
+{
+    assert(device != NULL);
+    assert(out != NULL);
+    if (device->class->memory != NULL) return device->class->memory(device, out, error);
+    return error_set(error, STATUS_UNIMPLEMENTED, "device \"%s\" has no memory of its own",
+                     device->info.name);
+}
+
+enum status device_probe(struct device_probe *out, struct error *error)
+{
+    assert(out != NULL);
+    return module_probe(out, CUDA_LIBRARY, error);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -299,6 +317,26 @@ void lane_favour(struct lane *lane, bool favoured)
     assert(lane != NULL);
     if (lane->device->class->lane_favour == NULL) return;
     lane->device->class->lane_favour(lane, favoured);
+}
+
+enum status lane_trace(struct lane *lane, bool is_kept, struct error *error)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    if (lane->device->class->lane_trace != NULL) {
+        return lane->device->class->lane_trace(lane, is_kept, error);
+    }
+    return error_set(error, STATUS_UNIMPLEMENTED, "device \"%s\" does not time its operations",
+                     lane->device->info.name);
+}
+
+uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    assert(out != NULL);
+    if (lane->device->class->lane_times == NULL) return 0;
+    return lane->device->class->lane_times(lane, out, count);
 }
 
 uint64_t lane_progress(const struct lane *lane)

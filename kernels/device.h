@@ -30,6 +30,7 @@ enum operation_kind {
 struct operation {
     enum operation_kind kind;
     struct value workspace;  // arena bytes for this operation alone, as the class asked for
+    uint64_t live_bytes;     // of the arena while it runs: what is kept, and what it works with
     union {
         struct convolution convolution;
         struct linear linear;  // low_rank points into the program
@@ -100,6 +101,14 @@ struct device_class {
     uint64_t (*lane_progress)(const struct lane *lane);
     uint32_t (*lane_marks)(const struct lane *lane);
 
+    // Times of operations, see lane_trace and lane_times; both NULL: not known.
+    enum status (*lane_trace)(struct lane *lane, bool is_kept, struct error *error);
+    uint32_t (*lane_times)(const struct lane *lane, uint64_t *out, uint32_t count);
+
+    // NULL: the device uses the system's memory.
+    enum status (*memory)(const struct device *device, struct device_memory *out,
+                          struct error *error);
+
     void (*close)(struct device *device);
 };
 
@@ -126,8 +135,10 @@ enum status reference_device_open(struct device **out, const struct device_optio
 enum status cpu_device_open(struct device **out, const struct device_options *options,
                             struct error *error);
 
-// A device out of a library that is opened at run time, see cuda/module.h. As device_open.
+// A device out of a library that is opened at run time, see cuda/module.h. As device_open and
+// device_probe.
 enum status module_device_open(struct device **out, const char *library,
                                const struct device_options *options, struct error *error);
+enum status module_probe(struct device_probe *out, const char *library, struct error *error);
 
 #endif  // KERNELS_DEVICE_H

@@ -8,23 +8,20 @@
 #include "kernels/cuda/module.h"
 
 // The library's own words, or what to say when it is simply not there.
-static enum status fail_to_load(const char *library, const char *device, struct error *error)
+static enum status fail_to_load(const char *library, struct error *error)
 {
     const char *why = dlerror();
-    return error_set(error, STATUS_UNAVAILABLE, "device \"%s\" needs %s: %s", device, library,
+    return error_set(error, STATUS_UNAVAILABLE, "%s is needed: %s", library,
                      why == NULL ? "it cannot be loaded" : why);
 }
 
-enum status module_device_open(struct device **out, const char *library,
-                               const struct device_options *options, struct error *error)
+static enum status load(const struct gpu_module **out, const char *library, struct error *error)
 {
-    assert(out != NULL);
-    assert(library != NULL);
     void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-    if (handle == NULL) return fail_to_load(library, options->name, error);
+    if (handle == NULL) return fail_to_load(library, error);
     const struct gpu_module *(*find)(void) = NULL;
     void *symbol = dlsym(handle, GPU_MODULE_SYMBOL);
-    if (symbol == NULL) return fail_to_load(library, options->name, error);
+    if (symbol == NULL) return fail_to_load(library, error);
     memcpy(&find, &symbol, sizeof find);  // what POSIX promises of dlsym, C does not spell
     const struct gpu_module *module = find();
     if (strcmp(module->version, LUNA_VERSION) != 0 ||
@@ -33,5 +30,27 @@ enum status module_device_open(struct device **out, const char *library,
         return error_set(error, STATUS_UNAVAILABLE, "%s is of version %s, this is %s", library,
                          module->version, LUNA_VERSION);
     }
-    return module->open(out, options, error);
+    *out = module;
+    return STATUS_OK;
+}
+
+enum status module_device_open(struct device **out, const char *library,
+                               const struct device_options *options, struct error *error)
+{
+    assert(out != NULL);
+    assert(library != NULL);
+    const struct gpu_module *module = NULL;
+    enum status status = load(&module, library, error);
+    if (status == STATUS_OK) return module->open(out, options, error);
+    error_prefix(error, "device \"%s\"", options->name);
+    return status;
+}
+
+enum status module_probe(struct device_probe *out, const char *library, struct error *error)
+{
+    assert(out != NULL);
+    assert(library != NULL);
+    const struct gpu_module *module = NULL;
+    enum status status = load(&module, library, error);
+    return status == STATUS_OK ? module->probe(out, error) : status;
 }

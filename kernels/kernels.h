@@ -44,8 +44,9 @@ struct weight;
 // Devices
 
 struct device_options {
-    const char *name;     // "cpu", "cpu:plain" (without vector instructions), "reference"; "cuda:N"
-                          // and "emulated" when they exist
+    const char *name;     // "cpu", "cpu:plain" (without vector instructions), "reference",
+                          // "emulated", "cuda:N"; behind one of the last two may stand the storage
+                          // of a fast device, ":bf16" or ":f16"
     uint32_t threads;     // of a CPU; 0: one per core that this process may use
     bool precision_fast;  // 16-bit tensor cores; a CPU is always faithful and refuses it
 };
@@ -56,6 +57,9 @@ struct device_info {
         label[96];  // for people: the processor's or the card's name, with "AVX2" or what was found
     uint32_t threads;           // compute threads; 0 on a GPU
     uint32_t activation_bytes;  // of one activation element: 4, or 2 where storage is 16 bit
+    char driver[64];            // of a GPU, with its version; "" on a CPU
+    char uuid[48];              // of a GPU, as its driver writes it, "GPU-..."; "" on a CPU
+    char capability[8];         // of a GPU: compute capability, "8.9"; "" on a CPU
 };
 
 // Opens a device and, on a CPU, starts its pool of compute threads, which all lanes share.
@@ -73,6 +77,33 @@ void device_close(struct device **device_p);
 // What the device is. The result lives as long as the device.
 // Thread:    any.
 const struct device_info *device_info(const struct device *device);
+
+struct device_memory {
+    uint64_t total_bytes;  // of the card
+    uint64_t free_bytes;   // as the driver tells it, all processes counted
+    uint64_t used_bytes;   // by weights and arenas of this device
+};
+
+// How the device's own memory stands now. Asks the driver, which takes well below a millisecond.
+// Errors:    UNIMPLEMENTED for a device that uses the system's memory; UNAVAILABLE when the device
+//            is broken.
+// Thread:    any.
+enum status device_memory(const struct device *device, struct device_memory *out,
+                          struct error *error);
+
+// What GPUs there are.
+struct device_probe {
+    char driver[64];    // with its version
+    uint32_t count;     // of cards, "cuda:0" to "cuda:count-1"
+    uint64_t usable;    // bit N: "cuda:N" can be opened
+    char refusal[128];  // why a card cannot, "" when all can
+};
+
+// Looks for CUDA devices. This loads the driver, which is never unloaded and may take seconds, so
+// it belongs into a process that ends soon.
+// Errors:    UNAVAILABLE says that there are none, and why: no library of ours, no driver, no card.
+// Thread:    any.
+enum status device_probe(struct device_probe *out, struct error *error);
 
 // ---------------------------------------------------------------------------------------------
 // Weights
@@ -408,7 +439,8 @@ void lane_destroy(struct lane **lane_p);
 // Makes the arena at least bytes large: a real allocation that the system accounts for, on a GPU
 // taken at once so that no other process can race for it; on a CPU the pages come as the first run
 // touches them. A smaller request keeps the larger arena. The lane is idle.
-// Errors:    RESOURCE_EXHAUSTED, the lane keeps what it had.
+// Errors:    RESOURCE_EXHAUSTED: the lane keeps what it had; on a GPU, where the old arena makes
+//            room for the new one, it has none when others took that room. UNAVAILABLE: broken.
 // Thread:    the driver's.
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
 
@@ -433,7 +465,8 @@ void lane_run(struct lane *lane, const struct program *program, void *const *bin
 int lane_descriptor(const struct lane *lane);
 
 // Ends the run: waits for it if need be, then tells how it went. The lane is idle afterwards.
-// Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch.
+// Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch;
+//            UNAVAILABLE when the device is broken: nothing runs on it in this process any more.
 // Thread:    the driver's.
 enum status lane_collect(struct lane *lane, struct error *error);
 
@@ -454,5 +487,28 @@ uint64_t lane_progress(const struct lane *lane);
 // How many of the running (or last) program's marks were passed.
 // Thread:    any.
 uint32_t lane_marks(const struct lane *lane);
+
+// From the next run on, when operations end is kept, or is not (as at first). The lane is idle.
+// Errors:    UNIMPLEMENTED for a device that does not tell; RESOURCE_EXHAUSTED.
+// Thread:    the driver's.
+enum status lane_trace(struct lane *lane, bool is_kept, struct error *error);
+
+// When the last run began and its operations ended, in nanoseconds of CLOCK_MONOTONIC: a card's own
+// events. Returns how many operations from the first on are known, at most count; out has room for
+// count + 1.
+// Thread:    the driver's, between lane_collect and the next run.
+uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+
+// One operation of a program, for people.
+struct operation_facts {
+    char name[64];                       // "convolution 3x3 512>512 128x128"
+    uint64_t live_bytes;                 // of the arena while it runs
+    uint64_t floating_point_operations;  // 2 x MAC
+};
+
+// How many operations a finished program has, and what the i-th is.
+// Thread:    any.
+uint32_t program_operations_count(const struct program *program);
+struct operation_facts program_operation(const struct program *program, uint32_t index);
 
 #endif  // KERNELS_KERNELS_H

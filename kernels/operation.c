@@ -3,6 +3,7 @@
 #include "kernels/operation.h"
 
 #include <assert.h>
+#include <stdio.h>
 
 #include "base/checked.h"
 
@@ -29,6 +30,29 @@ const char *operation_name(enum operation_kind kind)
 {
     assert((unsigned)kind < OPERATION_COUNT);
     return names[kind];
+}
+
+void operation_describe(const struct operation *op, char *out, size_t out_bytes)
+{
+    assert(op != NULL);
+    assert(out_bytes > 0);
+    const char *name = operation_name(op->kind);
+    if (op->kind == OPERATION_CONVOLUTION) {
+        const struct convolution *c = &op->convolution;
+        snprintf(out, out_bytes, "%s %ux%u%s %u>%u %ux%u", name, c->weight->dims[2],
+                 c->weight->dims[3], c->upsample ? " up" : "", c->c, c->k, convolution_output_h(c),
+                 convolution_output_w(c));
+    } else if (op->kind == OPERATION_LINEAR) {
+        const struct linear *l = &op->linear;
+        snprintf(out, out_bytes, "%s %u x %u>%u%s", name, l->rows, l->c, l->k,
+                 l->low_rank_count > 0 ? " low rank" : "");
+    } else if (op->kind == OPERATION_ATTENTION) {
+        const struct attention *a = &op->attention;
+        snprintf(out, out_bytes, "%s %ux%u heads %u tokens%s", name, a->heads, a->head_width,
+                 a->tokens, a->causal ? " causal" : "");
+    } else {
+        snprintf(out, out_bytes, "%s", name);
+    }
 }
 
 static uint32_t output_side(const struct convolution *op, uint32_t side)

@@ -3,6 +3,8 @@
 #ifndef KERNELS_OPERATION_H
 #define KERNELS_OPERATION_H
 
+#include <stddef.h>
+
 #include "kernels/device.h"
 
 // The most images x rows x columns, or rows of a matrix, that one operand may have.
@@ -11,6 +13,10 @@
 // What an operation is called in messages, "convolution".
 // Thread:    any.
 const char *operation_name(enum operation_kind kind);
+
+// The same with its shape, "convolution 3x3 512>256 64x64".
+// Thread:    any.
+void operation_describe(const struct operation *op, char *out, size_t out_bytes);
 
 // Height and width of a convolution's output; 0 when the input is too small.
 // Thread:    any.

@@ -154,7 +154,9 @@ static void append(struct program *self, const struct operation *op)
         self->operations = operations;
         self->operations_capacity = capacity;
     }
-    self->operations[self->operations_count++] = *op;
+    struct operation *last = &self->operations[self->operations_count++];
+    *last = *op;
+    last->live_bytes = arena_plan_live_bytes(self->plan);
     uint64_t cost = operation_cost(op);
     if (!checked_add(self->floating_point_operations, cost, &self->floating_point_operations)) {
         self->floating_point_operations = UINT64_MAX;
@@ -306,6 +308,24 @@ uint64_t program_peak_bytes(const struct program *program)
     assert(program != NULL);
     assert(program->finished);
     return program->peak_bytes;
+}
+
+uint32_t program_operations_count(const struct program *program)
+{
+    assert(program != NULL);
+    assert(program->finished);
+    return program->operations_count;
+}
+
+struct operation_facts program_operation(const struct program *program, uint32_t index)
+{
+    assert(program != NULL);
+    assert(index < program->operations_count);
+    const struct operation *op = &program->operations[index];
+    struct operation_facts facts = {.live_bytes = op->live_bytes,
+                                    .floating_point_operations = operation_cost(op)};
+    operation_describe(op, facts.name, sizeof facts.name);
+    return facts;
 }
 
 uint32_t program_marks(const struct program *program)

@@ -79,12 +79,13 @@ enum cli_exit command_ping(const struct cli_options *options)
 
 static json_t *device_json(const luna_DeviceStatus *device)
 {
-    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "name", device->name, "label",
-                     device->label, "executor_pid", cli_integer(device->executor_pid),
+    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:s}", "name", device->name,
+                     "label", device->label, "executor_pid", cli_integer(device->executor_pid),
                      "memory_total_bytes", cli_integer(device->memory_total_bytes),
                      "memory_free_bytes", cli_integer(device->memory_free_bytes), "weights_bytes",
                      cli_integer(device->weights_bytes), "reserved_bytes",
-                     cli_integer(device->reserved_bytes));
+                     cli_integer(device->reserved_bytes), "driver", device->driver, "uuid",
+                     device->uuid, "compute_capability", device->compute_capability);
 }
 
 static json_t *service_json(const luna_ServiceStatus *service)
@@ -142,6 +143,7 @@ json_t *cli_status_json(const luna_Status *status)
         json_pack("{s:o, s:o, s:o, s:o, s:o}", "total", cli_integer(requests->total), "running",
                   cli_integer(requests->running), "queued", cli_integer(requests->queued), "failed",
                   cli_integer(requests->failed), "cancelled", cli_integer(requests->cancelled)));
+    json_object_set_new(document, "gpus", json_string(status->gpus));
     json_object_set_new(document, "devices", devices);
     json_object_set_new(document, "services", services);
     json_object_set_new(document, "models", models);
@@ -177,7 +179,11 @@ static void print_status(const luna_Status *status)
         printf("%-10s %-10u %-12.0f %-12.0f %-12.0f %s\n", device->name, device->executor_pid,
                cli_mebibytes(device->memory_free_bytes), cli_mebibytes(device->weights_bytes),
                cli_mebibytes(device->reserved_bytes), device->label);
+        if (device->uuid[0] == '\0') continue;
+        printf("%-10s %s, compute capability %s, %s\n", "", device->uuid,
+               device->compute_capability, device->driver);
     }
+    printf("gpus      %s\n", status->gpus);
     printf("\n%-6s %-20s %-8s %-12s %-6s %-8s %-10s %s\n", "WHAT", "MODEL", "DEVICE", "WORKERS",
            "BUSY", "QUEUED", "REQUESTS", "STATE");
     for (uint32_t i = 0; i < status->services_count; i++) {

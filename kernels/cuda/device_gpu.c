@@ -26,6 +26,19 @@ static void close_gpu(struct device *device)
     free(self);
 }
 
+static enum status read_memory(const struct device *device, struct device_memory *out,
+                               struct error *error)
+{
+    const struct gpu_device *self = (const struct gpu_device *)device;
+    struct gpu_memory memory;
+    enum status status = gpu_read_memory(self->card, &memory, error);
+    if (status != STATUS_OK) return status;
+    *out = (struct device_memory){.total_bytes = memory.total_bytes,
+                                  .free_bytes = memory.free_bytes,
+                                  .used_bytes = memory.used_bytes};
+    return STATUS_OK;
+}
+
 static const struct device_class gpu_class = {
     .name = "gpu",
     .statistics_bytes = gpu_statistics_bytes,
@@ -41,6 +54,9 @@ static const struct device_class gpu_class = {
     .lane_cancel = gpu_lane_cancel,
     .lane_progress = gpu_lane_progress,
     .lane_marks = gpu_lane_marks,
+    .lane_trace = gpu_lane_trace,
+    .lane_times = gpu_lane_times,
+    .memory = read_memory,
     .close = close_gpu,
 };
 
@@ -53,16 +69,8 @@ struct gpu_name {
 static enum status read_name(struct gpu_name *out, const char *name, struct error *error)
 {
     struct gpu_name read = {.fast_type = DTYPE_BF16};
-    size_t length = strlen(gpu_driver_name);
-    const char *rest = name + length;
-    bool good = strncmp(name, gpu_driver_name, length) == 0;
-    if (good && gpu_driver_name[length - 1] == ':') {
-        char *end = NULL;
-        unsigned long number = strtoul(rest, &end, 10);
-        good = *rest >= '0' && *rest <= '9' && number <= 1000;
-        read.number = (uint32_t)number;
-        rest = end;
-    }
+    const char *rest = name;
+    bool good = gpu_driver_takes(name, &read.number, &rest);
     if (good && strcmp(rest, ":f16") == 0) {
         read.fast_type = DTYPE_F16;
     } else if (good && strcmp(rest, ":bf16") != 0) {
@@ -71,6 +79,15 @@ static enum status read_name(struct gpu_name *out, const char *name, struct erro
     if (!good) return error_set(error, STATUS_NOT_FOUND, "there is no device \"%s\"", name);
     *out = read;
     return STATUS_OK;
+}
+
+static void fill_info(struct device_info *info, const char *name, const struct gpu_facts *facts)
+{
+    snprintf(info->name, sizeof info->name, "%s", name);
+    snprintf(info->label, sizeof info->label, "%s", facts->label);
+    snprintf(info->driver, sizeof info->driver, "%s", facts->driver);
+    snprintf(info->uuid, sizeof info->uuid, "%s", facts->uuid);
+    snprintf(info->capability, sizeof info->capability, "%s", facts->capability);
 }
 
 static enum status open_gpu(struct device **out, const struct device_options *options,
@@ -88,8 +105,7 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
     self->base.info.activation_bytes = dtype_bytes(self->storage);
-    snprintf(self->base.info.name, sizeof self->base.info.name, "%s", options->name);
-    snprintf(self->base.info.label, sizeof self->base.info.label, "%s", gpu_label(self->card));
+    fill_info(&self->base.info, options->name, gpu_describe(self->card));
     *out = &self->base;
     self = NULL;
 
@@ -98,11 +114,23 @@ done:
     return status;
 }
 
+static enum status probe_gpus(struct device_probe *out, struct error *error)
+{
+    struct gpu_count found;
+    enum status status = gpu_probe(&found, error);
+    if (status != STATUS_OK) return status;
+    *out = (struct device_probe){.count = found.count, .usable = found.usable};
+    snprintf(out->driver, sizeof out->driver, "%s", found.driver);
+    snprintf(out->refusal, sizeof out->refusal, "%s", found.refusal);
+    return STATUS_OK;
+}
+
 __attribute__((visibility("default"))) const struct gpu_module *luna_gpu_module(void)
 {
     static const struct gpu_module module = {.version = LUNA_VERSION,
                                              .operation_bytes = sizeof(struct operation),
                                              .device_bytes = sizeof(struct device_class),
-                                             .open = open_gpu};
+                                             .open = open_gpu,
+                                             .probe = probe_gpus};
     return &module;
 }

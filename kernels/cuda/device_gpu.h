@@ -91,5 +91,7 @@ enum status gpu_lane_collect(struct lane *lane, struct error *error);
 void gpu_lane_cancel(struct lane *lane);
 uint64_t gpu_lane_progress(const struct lane *lane);
 uint32_t gpu_lane_marks(const struct lane *lane);
+enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error);
+uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
 
 #endif  // KERNELS_CUDA_DEVICE_GPU_H

@@ -29,8 +29,23 @@ struct gpu_signals {
     uint64_t progress;      // grows with all that has been done; the stream counts
 };
 
-// The name of a device that this driver opens, "cuda:" (a number follows) or "emulated".
-extern const char *const gpu_driver_name;
+// True for the name of a device that this driver may open, "cuda:0" or "emulated"; says which card
+// it names, and where in the name its end is.
+// Thread:    any.
+bool gpu_driver_takes(const char *name, uint32_t *number, const char **rest);
+
+// How many cards there are, and what drives them.
+struct gpu_count {
+    char driver[64];    // with its version
+    uint32_t count;     //
+    uint64_t usable;    // bit N: gpu_open takes card N
+    char refusal[128];  // why it takes one not; "" when it takes all
+};
+
+// Loads the driver and counts.
+// Errors:    UNAVAILABLE says that there is no driver, or no card.
+// Thread:    any.
+enum status gpu_probe(struct gpu_count *out, struct error *error);
 
 // Opens the device of that number and makes it this process's: a context of some hundred MiB.
 // Ownership: on success the caller owns *out.
@@ -42,24 +57,53 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
 // Thread:    any.
 void gpu_close(struct gpu_card **self_p);
 
-// The card's name with its compute capability, for people.
+struct gpu_facts {
+    char label[96];      // the card's name, for people
+    char driver[64];     // with its version
+    char uuid[48];       // "GPU-..."
+    char capability[8];  // "8.9"
+};
+
+// What the card is. The result lives as long as the card.
 // Thread:    any.
-const char *gpu_label(const struct gpu_card *self);
+const struct gpu_facts *gpu_describe(const struct gpu_card *self);
+
+struct gpu_memory {
+    uint64_t total_bytes;  // of the card
+    uint64_t free_bytes;   // all processes counted
+    uint64_t used_bytes;   // given by gpu_allocate and not freed
+};
+
+// How its memory stands; what was freed a moment ago counts as free.
+// Errors:    UNAVAILABLE when the device is broken.
+// Thread:    any.
+enum status gpu_read_memory(struct gpu_card *self, struct gpu_memory *out, struct error *error);
 
 // Memory of the device, aligned to 256 bytes, its content undefined.
 // Ownership: the caller frees *out with gpu_free.
-// Errors:    RESOURCE_EXHAUSTED; INTERNAL when the device is broken.
+// Errors:    RESOURCE_EXHAUSTED; UNAVAILABLE when the device is broken.
 // Thread:    any.
 enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, struct error *error);
 
-// Frees what gpu_allocate gave; nothing that runs uses it. NULL is allowed.
+// Frees bytes that gpu_allocate gave; nothing that runs uses them. Never waits for the device. NULL
+// is allowed.
 // Thread:    any.
-void gpu_free(struct gpu_card *self, void *memory);
+void gpu_free(struct gpu_card *self, void *memory, uint64_t bytes);
 
-// Copies host memory to the device and returns when it is there.
-// Errors:    INTERNAL when the device is broken.
-// Thread:    any.
-enum status gpu_upload(struct gpu_card *self, void *to, const void *from, uint64_t bytes,
+// Where the elements of an upload come from: fill writes count of them, from the first on, to host
+// memory that the driver has pinned.
+struct gpu_source {
+    void (*fill)(void *context, void *to, uint64_t first, uint64_t count);
+    void *context;           // of fill
+    uint64_t count;          // of elements
+    uint32_t element_bytes;  // 1, 2 or 4
+};
+
+// Makes device memory of a source, piece by piece: while one is copied, the next is filled. Returns
+// when all is there.
+// Errors:    RESOURCE_EXHAUSTED without host memory to pin; UNAVAILABLE when the device is broken.
+// Thread:    any that may wait.
+enum status gpu_upload(struct gpu_card *self, void *to, const struct gpu_source *source,
                        struct error *error);
 
 // Creates an idle stream. signals outlive it.
@@ -102,10 +146,24 @@ void gpu_step_end(struct gpu_stream *self, uint32_t step);
 void gpu_step_wait(struct gpu_stream *self, uint32_t step);
 
 // Waits for everything that was enqueued, sleeping.
-// Errors:    CANCELLED when the signals said so, INTERNAL when something failed: the device may be
-//            broken then, and everything after it fails too.
+// Errors:    CANCELLED when the signals said so; INTERNAL when something failed; UNAVAILABLE when
+//            that broke the device, so that everything after it fails too.
 // Thread:    the user's.
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error);
+
+// The most steps of a run whose times are kept.
+#define GPU_TIMES_MAX 4096u
+
+// From the next gpu_stream_reset on, when each step ends is kept, or is not. Keeping it takes
+// memory and a little time.
+// Errors:    RESOURCE_EXHAUSTED, nothing is kept.
+// Thread:    the user's.
+enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error);
+
+// When the run began and its steps ended, in nanoseconds of CLOCK_MONOTONIC, after gpu_stream_wait;
+// returns how many of the steps are known, at most count. out has room for count + 1.
+// Thread:    the user's.
+uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count);
 
 // For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed.
 void *gpu_stream_handle(struct gpu_stream *self);

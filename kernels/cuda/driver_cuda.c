@@ -1,134 +1,47 @@
-// driver_cuda.c - driver.h over the CUDA runtime. The runtime is linked in; it opens the driver,
-// libcuda.so.1, when it is first used, and says so when there is none.
+// driver_cuda.c - driver.h over the CUDA runtime: streams. What the card is and its memory are in
+// driver_cuda_card.c.
 //
 // A stream keeps a ring of events that were made to be waited for asleep. Copies are from and to
 // memory that the system may page, so the runtime stages them and may keep the calling thread for
 // as long as they take: it is the lane's own.
 
 #include <assert.h>
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "kernels/cuda/driver.h"
-
-struct gpu_card {
-    int number;       // as the runtime counts
-    char label[128];  // for people
-};
+#include "kernels/cuda/driver_cuda.h"
 
 struct gpu_stream {
     struct gpu_card *card;              // on which it runs
     struct gpu_signals *signals;        // of the lane
     cudaStream_t handle;                // of the runtime
     cudaEvent_t ends[GPU_STEPS_MAX];    // of the last steps
+    cudaEvent_t *times;                 // of the run's begin and its steps' ends; NULL: not kept
+    uint32_t times_made;                // events of times that exist
+    uint32_t times_count;               // steps of this run that are known
+    uint64_t begun_ns;                  // when the run began, by the host's clock
     char message[ERROR_MESSAGE_BYTES];  // of the first failure; empty without
 };
 
-const char *const gpu_driver_name = "cuda:";
-
-static enum status fail(struct error *error, enum status status, const char *what, cudaError_t why)
+// A failure that is not taken back by being read broke the context: nothing works from then on.
+static bool is_broken(void)
 {
-    return error_set(error, status, "%s: %s (%s)", what, cudaGetErrorString(why),
-                     cudaGetErrorName(why));
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    cudaGetLastError();
+    return cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess;
 }
 
-// ---------------------------------------------------------------------------------------------
-// The card
-
-static enum status check_count(uint32_t number, struct error *error)
+static void drop_times(struct gpu_stream *self)
 {
-    int count = 0;
-    cudaError_t result = cudaGetDeviceCount(&count);
-    if (result != cudaSuccess) return fail(error, STATUS_UNAVAILABLE, "no CUDA device", result);
-    if (number < (uint32_t)count) return STATUS_OK;
-    return error_set(error, STATUS_NOT_FOUND, "there is no device \"cuda:%u\", this machine has %d",
-                     number, count);
+    for (uint32_t i = 0; i < self->times_made; i++) cudaEventDestroy(self->times[i]);
+    free(self->times);
+    self->times = NULL;
+    self->times_made = 0;
+    self->times_count = 0;
 }
-
-enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error)
-{
-    assert(out != NULL);
-    struct cudaDeviceProp properties;
-    enum status status = check_count(number, error);
-    if (status != STATUS_OK) return status;
-    struct gpu_card *self = calloc(1, sizeof *self);
-    if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a device");
-    self->number = (int)number;
-    cudaError_t result = cudaSetDevice(self->number);
-    if (result == cudaSuccess) result = cudaGetDeviceProperties(&properties, self->number);
-    if (result == cudaSuccess) result = cudaFree(NULL);  // makes the context
-    if (result != cudaSuccess) {
-        status = fail(error, STATUS_UNAVAILABLE, "the CUDA device cannot be opened", result);
-        goto done;
-    }
-    if (properties.major < 8) {
-        status = error_set(error, STATUS_UNAVAILABLE,
-                           "%.64s has compute capability %d.%d, 8.0 is needed", properties.name,
-                           properties.major, properties.minor);
-        goto done;
-    }
-    snprintf(self->label, sizeof self->label, "%.64s, compute capability %d.%d", properties.name,
-             properties.major, properties.minor);
-    *out = self;
-    self = NULL;
-
-done:
-    free(self);
-    return status;
-}
-
-void gpu_close(struct gpu_card **self_p)
-{
-    assert(self_p != NULL);
-    free(*self_p);
-    *self_p = NULL;
-}
-
-const char *gpu_label(const struct gpu_card *self)
-{
-    assert(self != NULL);
-    return self->label;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Memory
-
-enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
-{
-    assert(out != NULL);
-    void *memory = NULL;
-    cudaError_t result = cudaSetDevice(self->number);
-    if (result == cudaSuccess) result = cudaMalloc(&memory, bytes);
-    if (result == cudaErrorMemoryAllocation) {
-        cudaGetLastError();  // not sticky: taken back
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no device memory for %llu bytes",
-                         (unsigned long long)bytes);
-    }
-    if (result != cudaSuccess) return fail(error, STATUS_INTERNAL, "cudaMalloc", result);
-    *out = memory;
-    return STATUS_OK;
-}
-
-void gpu_free(struct gpu_card *self, void *memory)
-{
-    if (memory == NULL) return;
-    cudaSetDevice(self->number);
-    cudaFree(memory);  // fails on a broken device only, whose memory is gone anyway
-}
-
-enum status gpu_upload(struct gpu_card *self, void *to, const void *from, uint64_t bytes,
-                       struct error *error)
-{
-    cudaError_t result = cudaSetDevice(self->number);
-    if (result == cudaSuccess) result = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
-    if (result != cudaSuccess) return fail(error, STATUS_INTERNAL, "cudaMemcpy", result);
-    return STATUS_OK;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Streams
 
 void gpu_stream_destroy(struct gpu_stream **self_p)
 {
@@ -139,6 +52,7 @@ void gpu_stream_destroy(struct gpu_stream **self_p)
     for (uint32_t i = 0; i < GPU_STEPS_MAX; i++) {
         if (self->ends[i] != NULL) cudaEventDestroy(self->ends[i]);
     }
+    drop_times(self);
     if (self->handle != NULL) cudaStreamDestroy(self->handle);
     free(self);
     *self_p = NULL;
@@ -163,10 +77,60 @@ enum status gpu_stream_create(struct gpu_stream **out, struct gpu_card *card,
     }
     if (result != cudaSuccess) {
         gpu_stream_destroy(&self);
-        return fail(error, STATUS_INTERNAL, "no CUDA stream", result);
+        return gpu_cuda_fail(error, STATUS_INTERNAL, "no CUDA stream", result);
     }
     *out = self;
     return STATUS_OK;
+}
+
+// Records an event of the run that is being traced; the first is its begin. Events that cannot be
+// made are times that are not known.
+static bool record_time(struct gpu_stream *self, uint32_t index)
+{
+    if (index == self->times_made) {
+        if (cudaEventCreateWithFlags(&self->times[index], cudaEventBlockingSync) != cudaSuccess) {
+            return false;
+        }
+        self->times_made += 1;
+    }
+    return cudaEventRecord(self->times[index], self->handle) == cudaSuccess;
+}
+
+// The begin is waited for, so that the host's clock can tell when it was.
+static void begin_times(struct gpu_stream *self)
+{
+    struct timespec now;
+    if (!record_time(self, 0) || cudaEventSynchronize(self->times[0]) != cudaSuccess) return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    self->begun_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error)
+{
+    assert(self != NULL);
+    if (is_kept == (self->times != NULL)) return STATUS_OK;
+    cudaSetDevice(self->card->number);
+    if (!is_kept) {
+        drop_times(self);
+        return STATUS_OK;
+    }
+    self->times = calloc(GPU_TIMES_MAX + 1, sizeof(cudaEvent_t));
+    if (self->times != NULL) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the times of a trace");
+}
+
+uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count)
+{
+    assert(self != NULL);
+    uint32_t known = 0;
+    out[0] = self->begun_ns;
+    while (known < count && known < self->times_count) {
+        float ms = 0;
+        if (cudaEventElapsedTime(&ms, self->times[0], self->times[known + 1]) != cudaSuccess) break;
+        known += 1;
+        out[known] = self->begun_ns + (uint64_t)((double)ms * 1e6);
+    }
+    return known;
 }
 
 void gpu_stream_reset(struct gpu_stream *self)
@@ -175,6 +139,8 @@ void gpu_stream_reset(struct gpu_stream *self)
     self->message[0] = '\0';
     cudaError_t result = cudaSetDevice(self->card->number);
     if (result != cudaSuccess) gpu_stream_fail(self, "cudaSetDevice", cudaGetErrorString(result));
+    self->times_count = 0;
+    if (self->times != NULL) begin_times(self);
 }
 
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
@@ -226,6 +192,8 @@ void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {
     if (self->message[0] != '\0') return;
     check(self, "cudaEventRecord", cudaEventRecord(self->ends[step % GPU_STEPS_MAX], self->handle));
+    bool is_next = self->times_made > 0 && step == self->times_count && step < GPU_TIMES_MAX;
+    if (is_next && record_time(self, step + 1)) self->times_count += 1;
 }
 
 void gpu_step_wait(struct gpu_stream *self, uint32_t step)
@@ -240,7 +208,10 @@ enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
     cudaError_t result = cudaEventRecord(self->ends[0], self->handle);
     if (result == cudaSuccess) result = cudaEventSynchronize(self->ends[0]);
     check(self, "a kernel", result);
-    if (self->message[0] != '\0') return error_set(error, STATUS_INTERNAL, "%s", self->message);
+    if (self->message[0] != '\0') {
+        enum status status = is_broken() ? STATUS_UNAVAILABLE : STATUS_INTERNAL;
+        return error_set(error, status, "%s", self->message);
+    }
     if (__atomic_load_n(&self->signals->is_cancelled, __ATOMIC_RELAXED) != 0) {
         return error_set(error, STATUS_CANCELLED, "the run was cancelled");
     }

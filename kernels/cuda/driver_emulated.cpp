@@ -3,8 +3,20 @@
 //
 // A fault in a kernel breaks the device, as an illegal address breaks a CUDA context: from then on
 // every call fails with the report of the fault.
+//
+// Under the name of libluna_cuda.so this library opens "cuda:N" as well, so that what looks for
+// cards and starts executors for them can be tested: $LUNA_EMULATION_CARDS says how many there are,
+// 1 by default. What may go wrong beside a program can be arranged while it runs, by files in the
+// folder $LUNA_EMULATION_FAULTS:
+//
+//     hog      so many bytes of the device are held by somebody else
+//     refuse   the next allocation of at least so many bytes fails, once
+//     break    the next launch fails for good, once
+//     pace     every launch takes so many microseconds more
 
 #include <pthread.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,13 +26,16 @@
 #include "kernels/cuda/driver.h"
 
 struct gpu_card {
-    char label[96];
+    struct gpu_facts facts;
+    uint64_t used_bytes;  // under the lock
 };
 
 struct gpu_stream {
     struct gpu_signals *signals;
     bool has_failed;
-    char message[1024];  // why
+    char message[1024];    // why
+    uint64_t *times;       // of the run's begin and its steps' ends; NULL: not kept
+    uint32_t times_count;  // steps that ended
 };
 
 namespace
@@ -54,6 +69,52 @@ class guard
     guard &operator=(const guard &) = delete;
 };
 
+// The number in a file of the folder of faults; false when there is no such file.
+bool read_fault(const char *name, uint64_t *out)
+{
+    const char *folder = getenv("LUNA_EMULATION_FAULTS");
+    char path[512];
+    if (folder == nullptr) return false;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "re");
+    if (file == nullptr) return false;
+    unsigned long long number = 0;
+    bool is_number = fscanf(file, "%llu", &number) == 1;
+    fclose(file);
+    *out = is_number ? number : 0;
+    return true;
+}
+
+// Takes a fault that happens once; false when somebody was quicker.
+bool take_fault(const char *name)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", getenv("LUNA_EMULATION_FAULTS"), name);
+    return unlink(path) == 0;
+}
+
+uint64_t free_bytes()
+{
+    uint64_t held = 0;
+    read_fault("hog", &held);
+    held += emulation::allocated_bytes();
+    uint64_t total = emulation::settings().device_bytes;
+    return held < total ? total - held : 0;
+}
+
+uint64_t now_ns()
+{
+    struct timespec now = {};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+uint32_t cards_count()
+{
+    const char *value = getenv("LUNA_EMULATION_CARDS");
+    return value == nullptr ? 1 : static_cast<uint32_t>(strtoul(value, nullptr, 10));
+}
+
 bool is_cancelled(const struct gpu_stream *stream)
 {
     return __atomic_load_n(&stream->signals->is_cancelled, __ATOMIC_RELAXED) != 0;
@@ -69,7 +130,8 @@ bool count_and_go_on(void *context)
 
 enum status fail_broken(struct error *error)
 {
-    return error_set(error, STATUS_INTERNAL, "the emulated device is broken: %s", device().message);
+    return error_set(error, STATUS_UNAVAILABLE, "the emulated device is broken: %s",
+                     device().message);
 }
 
 // The caller holds the lock.
@@ -102,17 +164,49 @@ void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gp
 
 extern "C" {
 
-const char *const gpu_driver_name = "emulated";
+bool gpu_driver_takes(const char *name, uint32_t *number, const char **rest)
+{
+    unsigned card = 0;
+    int length = 0;
+    if (strncmp(name, "emulated", 8) == 0) {
+        length = 8;
+    } else if (sscanf(name, "cuda:%3u%n", &card, &length) != 1) {
+        return false;
+    }
+    *number = card;
+    *rest = name + length;
+    return true;
+}
+
+enum status gpu_probe(struct gpu_count *out, struct error *error)
+{
+    struct gpu_count found = {};
+    found.count = cards_count();
+    if (found.count == 0 || found.count > 64) {
+        return error_set(error, STATUS_UNAVAILABLE, "no card is emulated");
+    }
+    found.usable = ~UINT64_C(0) >> (64 - found.count);
+    snprintf(found.driver, sizeof found.driver, "emulation");
+    *out = found;
+    return STATUS_OK;
+}
 
 enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error)
 {
-    static_cast<void>(number);
+    if (number >= cards_count()) {
+        return error_set(error, STATUS_NOT_FOUND, "there is no device \"cuda:%u\", %u are emulated",
+                         number, cards_count());
+    }
     auto *self = static_cast<struct gpu_card *>(calloc(1, sizeof(struct gpu_card)));
     if (self == nullptr) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a device");
     }
-    snprintf(self->label, sizeof self->label, "CUDA kernels emulated on the processor, seed %llu",
+    struct gpu_facts *facts = &self->facts;
+    snprintf(facts->label, sizeof facts->label, "CUDA kernels emulated on the processor, seed %llu",
              static_cast<unsigned long long>(emulation::settings().seed));
+    snprintf(facts->driver, sizeof facts->driver, "emulation");
+    snprintf(facts->uuid, sizeof facts->uuid, "GPU-00000000-0000-0000-0000-%012u", number);
+    snprintf(facts->capability, sizeof facts->capability, "8.0");
     *out = self;
     return STATUS_OK;
 }
@@ -123,17 +217,27 @@ void gpu_close(struct gpu_card **self_p)
     *self_p = nullptr;
 }
 
-const char *gpu_label(const struct gpu_card *self)
+const struct gpu_facts *gpu_describe(const struct gpu_card *self)
 {
-    return self->label;
+    return &self->facts;
+}
+
+enum status gpu_read_memory(struct gpu_card *self, struct gpu_memory *out, struct error *error)
+{
+    guard held;
+    if (device().is_broken) return fail_broken(error);
+    *out = {emulation::settings().device_bytes, free_bytes(), self->used_bytes};
+    return STATUS_OK;
 }
 
 enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
 {
-    static_cast<void>(self);
     guard held;
     if (device().is_broken) return fail_broken(error);
-    void *memory = emulation::allocate(bytes);
+    uint64_t refused = 0;
+    bool is_refused = read_fault("refuse", &refused) && bytes >= refused && take_fault("refuse");
+    bool fits = !is_refused && bytes <= free_bytes();
+    void *memory = fits ? emulation::allocate(bytes) : nullptr;
     if (memory == nullptr) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED,
                          "no device memory for %llu bytes beside the %llu in use",
@@ -141,25 +245,36 @@ enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, stru
                          static_cast<unsigned long long>(emulation::allocated_bytes()));
     }
     *out = memory;
+    self->used_bytes += bytes;
     return STATUS_OK;
 }
 
-void gpu_free(struct gpu_card *self, void *memory)
+void gpu_free(struct gpu_card *self, void *memory, uint64_t bytes)
 {
-    static_cast<void>(self);
+    if (memory == nullptr) return;
     guard held;
     emulation::release(memory);
+    self->used_bytes -= bytes;
 }
 
-enum status gpu_upload(struct gpu_card *self, void *to, const void *from, uint64_t bytes,
+enum status gpu_upload(struct gpu_card *self, void *to, const struct gpu_source *source,
                        struct error *error)
 {
     static_cast<void>(self);
-    guard held;
-    if (device().is_broken) return fail_broken(error);
-    emulation::open_memory();
-    memcpy(to, from, bytes);
-    emulation::shut_memory();
+    // Small, so that most weights come in several pieces.
+    const uint64_t piece = 1000;
+    char staging[4 * piece];
+    for (uint64_t first = 0; first < source->count; first += piece) {
+        uint64_t left = source->count - first;
+        uint64_t count = left < piece ? left : piece;
+        source->fill(source->context, staging, first, count);
+        guard held;
+        if (device().is_broken) return fail_broken(error);
+        emulation::open_memory();
+        memcpy(static_cast<char *>(to) + first * source->element_bytes, staging,
+               count * source->element_bytes);
+        emulation::shut_memory();
+    }
     return STATUS_OK;
 }
 
@@ -178,6 +293,7 @@ enum status gpu_stream_create(struct gpu_stream **out, struct gpu_card *card,
 
 void gpu_stream_destroy(struct gpu_stream **self_p)
 {
+    if (*self_p != nullptr) free((*self_p)->times);
     free(*self_p);
     *self_p = nullptr;
 }
@@ -185,6 +301,8 @@ void gpu_stream_destroy(struct gpu_stream **self_p)
 void gpu_stream_reset(struct gpu_stream *self)
 {
     self->has_failed = false;
+    self->times_count = 0;
+    if (self->times != nullptr) self->times[0] = now_ns();
 }
 
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
@@ -208,8 +326,9 @@ void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
 
 void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {
-    static_cast<void>(self);
-    static_cast<void>(step);
+    if (self->times == nullptr || step != self->times_count || step == GPU_TIMES_MAX) return;
+    self->times_count += 1;
+    self->times[self->times_count] = now_ns();
 }
 
 void gpu_step_wait(struct gpu_stream *self, uint32_t step)
@@ -221,10 +340,30 @@ void gpu_step_wait(struct gpu_stream *self, uint32_t step)
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
 {
     guard held;
-    if (self->has_failed) return error_set(error, STATUS_INTERNAL, "%s", self->message);
+    if (self->has_failed) return error_set(error, STATUS_UNAVAILABLE, "%s", self->message);
     if (device().is_broken) return fail_broken(error);
     if (is_cancelled(self)) return error_set(error, STATUS_CANCELLED, "the run was cancelled");
     return STATUS_OK;
+}
+
+enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error)
+{
+    if (is_kept == (self->times != nullptr)) return STATUS_OK;
+    free(self->times);
+    self->times = nullptr;
+    self->times_count = 0;
+    if (!is_kept) return STATUS_OK;
+    self->times = static_cast<uint64_t *>(calloc(GPU_TIMES_MAX + 1, sizeof *self->times));
+    if (self->times != nullptr) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the times of a trace");
+}
+
+uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count)
+{
+    if (self->times == nullptr) return 0;
+    if (count > self->times_count) count = self->times_count;
+    memcpy(out, self->times, (count + 1) * sizeof *out);
+    return count;
 }
 
 void *gpu_stream_handle(struct gpu_stream *self)
@@ -242,6 +381,12 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
 {
     pthread_mutex_lock(&device().lock);
     bool may_begin = !self->has_failed && !device().is_broken && !is_cancelled(self);
+    uint64_t number = 0;
+    if (may_begin && read_fault("break", &number) && take_fault("break")) {
+        set_failure(self, "at hand", "this launch was to fail");
+        may_begin = false;
+    }
+    if (may_begin && read_fault("pace", &number)) usleep(static_cast<useconds_t>(number));
     if (may_begin) {
         emulation::watch({count_and_go_on, self});
     } else {

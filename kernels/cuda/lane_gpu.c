@@ -148,27 +148,29 @@ done:
 // ---------------------------------------------------------------------------------------------
 // The arena
 
-// The new arena is taken before the old one goes, so that the lane keeps what it has when there is
-// no room.
+// The old arena goes before the new one is taken: the executor promised the difference, not the
+// sum. Nothing runs on the lane, so it is free at once.
 enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
 {
     struct gpu_lane *self = (struct gpu_lane *)lane;
     struct gpu_card *card = device_of(self)->card;
-    void *arena = NULL;
-    enum status status = gpu_allocate(card, bytes, &arena, error);
-    if (status != STATUS_OK) return status;
-    gpu_free(card, self->arena);
-    self->arena = arena;
-    self->base.arena_bytes = bytes;
-    return STATUS_OK;
+    uint64_t before = lane->arena_bytes;
+    gpu_lane_release(lane);
+    enum status status = gpu_allocate(card, bytes, &self->arena, error);
+    if (status == STATUS_OK) {
+        lane->arena_bytes = bytes;
+    } else if (before > 0 && gpu_allocate(card, before, &self->arena, NULL) == STATUS_OK) {
+        lane->arena_bytes = before;
+    }
+    return status;
 }
 
 void gpu_lane_release(struct lane *lane)
 {
     struct gpu_lane *self = (struct gpu_lane *)lane;
-    gpu_free(device_of(self)->card, self->arena);
+    gpu_free(device_of(self)->card, self->arena, lane->arena_bytes);
     self->arena = NULL;
-    self->base.arena_bytes = 0;
+    lane->arena_bytes = 0;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -218,4 +220,15 @@ uint64_t gpu_lane_progress(const struct lane *lane)
 uint32_t gpu_lane_marks(const struct lane *lane)
 {
     return atomic_load(&((const struct gpu_lane *)lane)->marks);
+}
+
+enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error)
+{
+    struct gpu_lane *self = (struct gpu_lane *)lane;
+    return gpu_stream_trace(self->stream, is_kept, error);
+}
+
+uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
+{
+    return gpu_stream_times(((const struct gpu_lane *)lane)->stream, out, count);
 }

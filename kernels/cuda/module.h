@@ -15,9 +15,10 @@ struct gpu_module {
     const char *version;       // LUNA_VERSION
     uint32_t operation_bytes;  // sizeof(struct operation)
     uint32_t device_bytes;     // sizeof(struct device_class)
-    // As device_open, for the names of this module.
+    // As device_open, for the names of this module, and device_probe.
     enum status (*open)(struct device **out, const struct device_options *options,
                         struct error *error);
+    enum status (*probe)(struct device_probe *out, struct error *error);
 };
 
 // What the library is.

@@ -87,7 +87,8 @@ if(CUDA_INCLUDE AND CUDA_RUNTIME)
     list(APPEND CUDA_OBJECTS ${object})
   endforeach()
   # Minutes of compilation: for those who ask for it (./dev build, ./dev lint), not for every test.
-  add_library(luna_cuda MODULE EXCLUDE_FROM_ALL ${GPU_HOST_SOURCES} kernels/cuda/driver_cuda.c ${CUDA_OBJECTS})
+  add_library(luna_cuda MODULE EXCLUDE_FROM_ALL ${GPU_HOST_SOURCES} kernels/cuda/driver_cuda.c
+              kernels/cuda/driver_cuda_card.c ${CUDA_OBJECTS})
   set_source_files_properties(${CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   target_include_directories(luna_cuda PRIVATE ${CMAKE_SOURCE_DIR})
   target_include_directories(luna_cuda SYSTEM PRIVATE ${CUDA_INCLUDE})

@@ -1,4 +1,5 @@
-// weight_gpu.c - weights: converted and laid out in host memory, then copied to the device.
+// weight_gpu.c - weights: read from the mapped file, converted and laid out piece by piece in
+// memory that the driver pinned, and copied from there; the host holds no other copy.
 //
 // Convolutions are packed [tap][chunk of 32 channels][k][32], the last chunk padded with zeros, so
 // that a block loads whole rows of 64 bytes whatever c is. Rows of matrices are padded to multiples
@@ -39,58 +40,101 @@ static struct layout layout_of(const struct gpu_device *device, const struct wei
     return layout;
 }
 
-// Rows of width elements to rows of pitch, the rest zero already.
-static void pack_rows(uint8_t *to, const struct layout *layout, const struct weight_source *source,
-                      uint32_t width, uint32_t pitch)
+// A weight that is being laid out: the context of gpu_source.fill.
+struct packing {
+    struct layout layout;                // of the result
+    const struct weight_source *source;  // of the elements
+};
+
+static uint64_t lesser(uint64_t a, uint64_t b)
 {
-    uint32_t from_bytes = dtype_bytes(source->dtype);
-    uint32_t to_bytes = dtype_bytes(layout->type);
-    for (uint32_t part = 0; part < source->parts_count; part++) {
-        for (uint64_t row = 0; row < source->dims[0]; row++) {
-            const uint8_t *from = (const uint8_t *)source->parts[part] + row * width * from_bytes;
-            uint64_t line = (uint64_t)part * source->dims[0] + row;
-            dtype_convert(to + line * pitch * to_bytes, layout->type, from, source->dtype, width);
+    return a < b ? a : b;
+}
+
+// Elements of the file that belong to one k.
+static uint64_t row_of(const struct weight_source *source)
+{
+    const uint32_t *dims = source->dims;
+    if (source->form == WEIGHT_VECTOR) return 1;
+    return source->form == WEIGHT_CONVOLUTION ? (uint64_t)dims[1] * dims[2] * dims[3] : dims[1];
+}
+
+static const uint8_t *source_at(const struct weight_source *source, uint32_t k, uint64_t element)
+{
+    const uint8_t *part = source->parts[k / source->dims[0]];
+    uint64_t at = k % source->dims[0] * row_of(source) + element;
+    return part + at * dtype_bytes(source->dtype);
+}
+
+// Rows of width elements become rows of pitch, zeros behind them. Rows that lie one behind the
+// other in the file and on the device go in one run.
+static void pack_rows(const struct packing *self, uint8_t *to, uint64_t first, uint64_t count)
+{
+    const struct weight_source *source = self->source;
+    uint64_t width = row_of(source);
+    uint64_t pitch = source->form == WEIGHT_MATRIX ? self->layout.pitch : width;
+    uint32_t bytes = dtype_bytes(self->layout.type);
+    while (count > 0) {
+        uint32_t k = (uint32_t)(first / pitch);
+        uint64_t column = first % pitch;
+        uint64_t dense = pitch == width ? source->dims[0] - k % source->dims[0] : 1;
+        uint64_t run = lesser(count, dense * pitch - column);
+        uint64_t known = column < dense * width ? lesser(run, dense * width - column) : 0;
+        if (known > 0) {
+            dtype_convert(to, self->layout.type, source_at(source, k, column), source->dtype,
+                          known);
         }
+        memset(to + known * bytes, 0, (run - known) * bytes);
+        to += run * bytes;
+        first += run;
+        count -= run;
     }
 }
 
-// One output channel, [c, taps] in the file.
-static void pack_filter(uint8_t *to, const struct layout *layout,
-                        const struct weight_source *source, const uint8_t *from, uint32_t k)
+// Channels from..from + count of one tap of one filter, [c, taps] in the file.
+static void pack_channels(const struct packing *self, uint8_t *to, uint64_t row, uint32_t from,
+                          uint32_t count)
 {
+    const struct weight_source *source = self->source;
     uint32_t c = source->dims[1];
     uint32_t taps = source->dims[2] * source->dims[3];
     uint32_t chunks = (uint32_t)round_up(c, GPU_CHUNK) / GPU_CHUNK;
-    uint32_t from_bytes = dtype_bytes(source->dtype);
-    uint32_t to_bytes = dtype_bytes(layout->type);
-    for (uint64_t i = 0; i < (uint64_t)c * taps; i++) {
-        uint64_t channel = i / taps;
-        uint64_t row = (i % taps * chunks + channel / GPU_CHUNK) * layout->k + k;
-        uint64_t at = row * GPU_CHUNK + channel % GPU_CHUNK;
-        dtype_convert(to + at * to_bytes, layout->type, from + i * from_bytes, source->dtype, 1);
+    uint32_t k = (uint32_t)(row % self->layout.k);
+    uint32_t tap = (uint32_t)(row / self->layout.k / chunks);
+    uint32_t channel = (uint32_t)(row / self->layout.k % chunks) * GPU_CHUNK + from;
+    uint32_t known = channel < c ? (uint32_t)lesser(count, c - channel) : 0;
+    uint32_t bytes = dtype_bytes(source->dtype);
+    uint8_t gathered[GPU_CHUNK * sizeof(float)];
+    const uint8_t *filter = source_at(source, k, 0);
+    for (uint32_t i = 0; i < known; i++) {
+        memcpy(gathered + i * bytes, filter + ((uint64_t)(channel + i) * taps + tap) * bytes,
+               bytes);
+    }
+    if (known > 0) dtype_convert(to, self->layout.type, gathered, source->dtype, known);
+    bytes = dtype_bytes(self->layout.type);
+    memset(to + (uint64_t)known * bytes, 0, (uint64_t)(count - known) * bytes);
+}
+
+static void pack_filters(const struct packing *self, uint8_t *to, uint64_t first, uint64_t count)
+{
+    while (count > 0) {
+        uint32_t from = (uint32_t)(first % GPU_CHUNK);
+        uint32_t run = (uint32_t)lesser(count, GPU_CHUNK - from);
+        pack_channels(self, to, first / GPU_CHUNK, from, run);
+        to += (uint64_t)run * dtype_bytes(self->layout.type);
+        first += run;
+        count -= run;
     }
 }
 
-static void pack_filters(uint8_t *to, const struct layout *layout,
-                         const struct weight_source *source)
+static void fill(void *context, void *to, uint64_t first, uint64_t count)
 {
-    uint64_t filter = (uint64_t)source->dims[1] * source->dims[2] * source->dims[3];
-    uint64_t filter_bytes = filter * dtype_bytes(source->dtype);
-    for (uint32_t k = 0; k < layout->k; k++) {
-        const uint8_t *part = source->parts[k / source->dims[0]];
-        pack_filter(to, layout, source, part + k % source->dims[0] * filter_bytes, k);
-    }
-}
-
-static void pack(uint8_t *to, const struct layout *layout, const struct weight_source *source)
-{
-    if (source->form == WEIGHT_CONVOLUTION) {
-        pack_filters(to, layout, source);
-    } else if (source->form == WEIGHT_MATRIX) {
-        pack_rows(to, layout, source, source->dims[1], layout->pitch);
+    const struct packing *self = context;
+    assert((first + count) * dtype_bytes(self->layout.type) <= self->layout.bytes);
+    if (self->source->form == WEIGHT_CONVOLUTION) {
+        pack_filters(self, to, first, count);
     } else {
-        uint32_t width = source->form == WEIGHT_TABLE ? source->dims[1] : 1;
-        pack_rows(to, layout, source, width, width);
+        pack_rows(self, to, first, count);
     }
 }
 
@@ -100,31 +144,28 @@ enum status gpu_weight_create(struct weight **out, struct device *device,
     assert(out != NULL);
     assert(device != NULL);
     const struct gpu_device *owner = (const struct gpu_device *)device;
-    struct layout layout = layout_of(owner, source);
-    enum status status = STATUS_RESOURCE_EXHAUSTED;
+    struct packing packing = {.layout = layout_of(owner, source), .source = source};
+    const struct layout *layout = &packing.layout;
+    const struct gpu_source elements = {.fill = fill,
+                                        .context = &packing,
+                                        .count = layout->bytes / dtype_bytes(layout->type),
+                                        .element_bytes = dtype_bytes(layout->type)};
     struct gpu_weight *self = calloc(1, sizeof *self);
-    uint8_t *packed = calloc(1, layout.bytes);
-    if (self == NULL || packed == NULL) {
-        error_set(error, status, "no memory for a weight of %llu bytes",
-                  (unsigned long long)layout.bytes);
-        goto done;
-    }
+    if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a weight");
     self->base.device = device;
-    self->base.bytes = layout.bytes;
-    self->type = layout.type;
-    self->pitch = layout.pitch;
-    pack(packed, &layout, source);
-    status = gpu_allocate(owner->card, layout.bytes, &self->data, error);
+    self->base.bytes = layout->bytes;
+    self->type = layout->type;
+    self->pitch = layout->pitch;
+    enum status status = gpu_allocate(owner->card, layout->bytes, &self->data, error);
     if (status != STATUS_OK) goto done;
-    status = gpu_upload(owner->card, self->data, packed, layout.bytes, error);
+    status = gpu_upload(owner->card, self->data, &elements, error);
     if (status != STATUS_OK) goto done;
     *out = &self->base;
     self = NULL;
 
 done:
-    free(packed);
     if (self != NULL) {
-        gpu_free(owner->card, self->data);
+        gpu_free(owner->card, self->data, layout->bytes);
         free(self);
     }
     return status;
@@ -134,6 +175,6 @@ void gpu_weight_destroy(struct weight *weight)
 {
     assert(weight != NULL);
     struct gpu_weight *self = (struct gpu_weight *)weight;
-    gpu_free(((struct gpu_device *)weight->device)->card, self->data);
+    gpu_free(((struct gpu_device *)weight->device)->card, self->data, weight->bytes);
     free(self);
 }

@@ -2,6 +2,7 @@
 // allocation, and a device that breaks. The emulator reads its settings once, so each case is a
 // child process of its own.
 
+#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,7 +32,8 @@ static struct device *device_or_null(void)
 }
 
 // A weight, then an arena, then a larger one: three allocations. Returns the number of the first
-// that failed with RESOURCE_EXHAUSTED and left everything usable, 0 when none did, 9 otherwise.
+// that failed with RESOURCE_EXHAUSTED and left everything usable, 0 when none did, 9 otherwise. A
+// lane that cannot have the larger arena has the old one again.
 static int allocate_three(void)
 {
     struct device *device = device_or_null();
@@ -107,10 +109,12 @@ static int break_the_device(void)
     int ended = 0;
     for (int run = 0; run < 2; run++) {
         lane_run(lane, program, NULL, 0);
-        if (lane_collect(lane, &error) == STATUS_INTERNAL && lane_marks(lane) == 0) ended++;
+        if (lane_collect(lane, &error) == STATUS_UNAVAILABLE && lane_marks(lane) == 0) ended++;
         if (strstr(error.message, "attend") == NULL) return 9;
     }
-    if (lane_reserve(lane, 2 * lane_arena_bytes(lane), NULL) == STATUS_INTERNAL) ended++;
+    struct device_memory memory;
+    if (device_memory(device, &memory, NULL) == STATUS_UNAVAILABLE) ended++;
+    if (lane_reserve(lane, 2 * lane_arena_bytes(lane), NULL) == STATUS_UNAVAILABLE) ended++;
     lane_destroy(&lane);
     program_destroy(&program);
     device_close(&device);
@@ -120,7 +124,100 @@ static int break_the_device(void)
 static void a_kernel_that_fails_breaks_the_device_and_says_which(void **state)
 {
     (void)state;
-    assert_int_equal(in_child("LUNA_EMULATION_BREAK_AT", "2", break_the_device), 3);
+    assert_int_equal(in_child("LUNA_EMULATION_BREAK_AT", "2", break_the_device), 4);
+}
+
+static void hold(const char *folder, const char *name, unsigned long long bytes)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "w");
+    if (file == NULL) _exit(9);
+    fprintf(file, "%llu", bytes);
+    fclose(file);
+}
+
+// The device's memory as it stands with a weight and an arena, beside somebody who holds some.
+// Returns how many of the facts were right.
+static int look_at_memory(void)
+{
+    const char *folder = getenv("LUNA_EMULATION_FAULTS");
+    struct device *device = device_or_null();
+    struct lane *lane = NULL;
+    struct device_memory memory;
+    int right = 0;
+    if (device == NULL || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
+    if (lane_reserve(lane, 1 << 20, NULL) != STATUS_OK) return 9;
+    if (device_memory(device, &memory, NULL) != STATUS_OK) return 9;
+    right += memory.used_bytes == 1 << 20;
+    right += memory.free_bytes == memory.total_bytes - (1 << 20);
+    hold(folder, "hog", memory.total_bytes - (3 << 20));
+    if (device_memory(device, &memory, NULL) != STATUS_OK) return 9;
+    right += memory.free_bytes == 2 << 20;
+    right += lane_reserve(lane, 4 << 20, NULL) == STATUS_RESOURCE_EXHAUSTED;
+    right += lane_reserve(lane, 3 << 20, NULL) == STATUS_OK;  // the old arena makes room
+    hold(folder, "hog", 0);
+    hold(folder, "refuse", 1 << 20);
+    right += lane_reserve(lane, 4 << 20, NULL) == STATUS_RESOURCE_EXHAUSTED;
+    right += lane_arena_bytes(lane) == 3 << 20 && lane_reserve(lane, 4 << 20, NULL) == STATUS_OK;
+    lane_destroy(&lane);
+    if (device_memory(device, &memory, NULL) != STATUS_OK) return 9;
+    right += memory.used_bytes == 0 && memory.free_bytes == memory.total_bytes;
+    device_close(&device);
+    return right;
+}
+
+static void memory_is_what_the_driver_says_with_everybody_beside_us(void **state)
+{
+    (void)state;
+    char folder[] = P_tmpdir "/luna-faults-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(in_child("LUNA_EMULATION_FAULTS", folder, look_at_memory), 8);
+    char path[64];
+    snprintf(path, sizeof path, "%s/hog", folder);
+    unlink(path);
+    assert_int_equal(rmdir(folder), 0);
+}
+
+// Steps of a run that is traced: as many as operations, one after the other.
+static int trace_a_run(void)
+{
+    struct device *device = device_or_null();
+    struct program *program = NULL;
+    struct lane *lane = NULL;
+    uint64_t times[5] = {0};
+    int right = 0;
+    if (device == NULL || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
+    if (program_create(&program, device, NULL) != STATUS_OK) return 9;
+    struct value value = program_tensor(program, 1, 1, 1, 64);
+    for (int i = 0; i < 3; i++) {
+        program_clear(program, &(struct clear){.output = value, .bytes = value.bytes});
+    }
+    program_mark(program);
+    if (program_finish(program, NULL) != STATUS_OK) return 9;
+    if (lane_reserve(lane, program_peak_bytes(program), NULL) != STATUS_OK) return 9;
+    for (int run = 0; run < 3; run++) {
+        if (lane_trace(lane, run == 1, NULL) != STATUS_OK) return 9;
+        lane_run(lane, program, NULL, 0);
+        if (lane_collect(lane, NULL) != STATUS_OK) return 9;
+        right += lane_times(lane, times, 4) == (run == 1 ? 4u : 0u);
+        if (run != 1) continue;
+        for (int i = 0; i < 4; i++) right += times[i] > 0 && times[i] <= times[i + 1];
+        right += lane_times(lane, times, 2) == 2;
+    }
+    struct operation_facts facts = program_operation(program, 0);
+    right += program_operations_count(program) == 4 && strcmp(facts.name, "clear") == 0;
+    right += facts.live_bytes == value.bytes;
+    lane_destroy(&lane);
+    program_destroy(&program);
+    device_close(&device);
+    return right;
+}
+
+static void a_traced_run_tells_when_each_operation_ended(void **state)
+{
+    (void)state;
+    assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", trace_a_run), 10);
 }
 
 int main(void)
@@ -128,6 +225,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_that_lacks_at_any_allocation_is_an_answer),
         cmocka_unit_test(a_device_has_so_much_memory_and_no_more),
+        cmocka_unit_test(memory_is_what_the_driver_says_with_everybody_beside_us),
+        cmocka_unit_test(a_traced_run_tells_when_each_operation_ended),
         cmocka_unit_test(a_kernel_that_fails_breaks_the_device_and_says_which),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -155,7 +155,7 @@ def test_loopback_may_be_admin_by_configuration(make_daemon):
 
 
 @pytest.mark.parametrize("setting", ["security.curve=on", "cluster.peers=tcp://127.0.0.1:1",
-                                     "cluster.etcd=http://127.0.0.1:2379", "service.devices=cuda:0"])
+                                     "cluster.etcd=http://127.0.0.1:2379"])
 def test_what_does_not_exist_yet_is_unimplemented_at_the_start(setting):
     done = subprocess.run([BINARY, "serve", "--set", setting], capture_output=True, timeout=20 * PATIENCE)
     assert done.returncode == 1

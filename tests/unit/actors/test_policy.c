@@ -164,6 +164,26 @@ static void the_first_job_spawns_at_once_and_only_one(void **state)
     for (int i = 0; i < 20; i++) expect_nothing(self, 1000);
 }
 
+static void a_margin_that_is_auto_is_each_device_s_own(void **state)
+{
+    struct fixture *self = *state;
+    self->settings.margin_bytes = POLICY_MARGIN_AUTO;
+    policy_change(self->policy, &self->settings);
+    struct policy_device gpu = {.name = "cuda:0",
+                                .epoch = EPOCH + 1,
+                                .memory_free_bytes = 9000 * MB,
+                                .margin_bytes = 7950 * MB};
+    struct policy_device cpu = {
+        .name = "cpu", .epoch = EPOCH, .memory_free_bytes = 1700 * MB, .margin_bytes = 512 * MB};
+    assert_int_equal(policy_tell_device(self->policy, &gpu, &self->error), STATUS_OK);
+    assert_int_equal(policy_tell_device(self->policy, &cpu, &self->error), STATUS_OK);
+    // 9000 MB lack 50 beside the GPU's margin, 1700 MB do beside the processor's.
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    assert_string_equal(self->decisions[0].device, "cpu");
+    assert_int_equal(self->decisions[0].margin_bytes, 512 * MB);
+}
+
 static void a_worker_that_came_makes_its_service_serve(void **state)
 {
     struct fixture *self = *state;
@@ -885,6 +905,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(nothing_happens_without_work),
         TEST(the_first_job_spawns_at_once_and_only_one),
+        TEST(a_margin_that_is_auto_is_each_device_s_own),
         TEST(a_worker_that_came_makes_its_service_serve),
         TEST(demand_for_an_unknown_model_changes_nothing),
         TEST(a_group_that_the_node_does_not_serve_is_no_service),
