@@ -13,8 +13,7 @@
 #include "base/clock.h"
 #include "clients/cli/cli.h"
 
-#define LATENT_SIDE 32u  // a decode of 256 x 256 pixels
-#define IMAGE_SIDE 256u
+#define IMAGE_SIDE 256u  // pixels, unless --size says otherwise
 #define SAMPLES_MAX 1048576u
 
 enum bench_kind { BENCH_ENCODE, BENCH_DECODE, BENCH_TEXT, BENCH_KINDS };
@@ -25,7 +24,8 @@ struct bench {
     const struct cli_options *options;  // of the command
     enum bench_kind mix[16];            // kinds in turn
     uint32_t mix_count;                 // in use
-    uint32_t channels;                  // of the model's latents, found by a first encode; 0 before
+    uint64_t image[4];                  // dims of what is encoded, [1,H,W,3]
+    uint64_t latent[4];                 // and decoded, found by a first encode; [1,c,h,w]
     uint64_t start_ns, end_ns;          // of the measurement
     _Atomic uint64_t next;              // number of the next request
 };
@@ -68,15 +68,13 @@ static enum status call(struct bench_client *self, struct luna_client *client, e
     case BENCH_ENCODE:
         request.operation = luna_Operation_ENCODE_IMAGE;
         input.name = "image";
-        memcpy(input.dims, (const uint64_t[4]){1, IMAGE_SIDE, IMAGE_SIDE, 3},
-               4 * sizeof input.dims[0]);
+        memcpy(input.dims, bench->image, sizeof bench->image);
         input.data = self->image;
         break;
     case BENCH_DECODE:
         request.operation = luna_Operation_DECODE_LATENT;
         input.name = "latent";
-        memcpy(input.dims, (const uint64_t[4]){1, bench->channels, LATENT_SIDE, LATENT_SIDE},
-               4 * sizeof input.dims[0]);
+        memcpy(input.dims, bench->latent, sizeof bench->latent);
         input.data = self->latent;
         break;
     default:
@@ -248,10 +246,11 @@ static bool mix_has(const struct bench *bench, enum bench_kind kind)
     return false;
 }
 
+// Numbers of a client's image; a latent has no more numbers than its image has pixels.
 static bool make_inputs(struct bench_client *self, uint32_t seed)
 {
-    uint64_t pixels = (uint64_t)IMAGE_SIDE * IMAGE_SIDE * 3;
-    uint64_t latents = (uint64_t)LATENT_SIDE * LATENT_SIDE * 64;
+    uint64_t latents = self->bench->image[1] * self->bench->image[2];
+    uint64_t pixels = 3 * latents;
     self->samples = calloc(SAMPLES_MAX, sizeof *self->samples);
     self->image = calloc(pixels, sizeof *self->image);
     self->latent = calloc(latents, sizeof *self->latent);
@@ -267,9 +266,8 @@ static bool make_inputs(struct bench_client *self, uint32_t seed)
     return true;
 }
 
-// A first encode tells how many channels the model's latents have, and wakes its worker.
-static enum status find_channels(struct bench *bench, struct bench_client *probe,
-                                 struct error *error)
+// A first encode tells what the model's latents look like, and wakes its worker.
+static enum status find_latent(struct bench *bench, struct bench_client *probe, struct error *error)
 {
     struct luna_client *client = NULL;
     struct luna_answer *answer = NULL;
@@ -278,8 +276,10 @@ static enum status find_channels(struct bench *bench, struct bench_client *probe
         status = call(probe, client, BENCH_ENCODE, &answer, error);
         const struct luna_tensor *latent =
             status == STATUS_OK ? luna_answer_tensor(answer, "latent") : NULL;
-        if (latent != NULL && latent->rank == 4 && latent->dims[1] <= 64)
-            bench->channels = (uint32_t)latent->dims[1];
+        if (latent != NULL && latent->rank == 4 &&
+            latent->bytes <= bench->image[1] * bench->image[2] * sizeof(float)) {
+            memcpy(bench->latent, latent->dims, sizeof bench->latent);
+        }
         luna_answer_destroy(&answer);
     }
     luna_client_destroy(&client);
@@ -289,7 +289,7 @@ static enum status find_channels(struct bench *bench, struct bench_client *probe
 static enum cli_exit run_clients(struct bench *bench, struct bench_client *clients, uint32_t count)
 {
     struct error error;
-    if (find_channels(bench, &clients[0], &error) != STATUS_OK) {
+    if (find_latent(bench, &clients[0], &error) != STATUS_OK) {
         enum cli_exit result = cli_error(&error);
         return error.status == STATUS_UNAVAILABLE ? EXIT_NOBODY : result;
     }
@@ -308,9 +308,17 @@ enum cli_exit command_bench(const struct cli_options *options)
 {
     struct cli_options quiet = *options;
     quiet.progress = false;
-    struct bench bench = {.options = &quiet};
+    struct bench bench = {.options = &quiet, .image = {1, IMAGE_SIDE, IMAGE_SIDE, 3}};
+    if (options->has_size) {
+        bench.image[1] = options->size[1];
+        bench.image[2] = options->size[0];
+    }
     if (options->words_count != 0) return cli_usage(options, "no word is wanted");
     if (!read_mix(&bench)) return cli_usage(options, "--mix is a list of encode, decode, text");
+    if (bench.image[1] < 8 || bench.image[1] > 16384 || bench.image[2] < 8 ||
+        bench.image[2] > 16384) {
+        return cli_usage(options, "--size is 8x8 to 16384x16384 pixels");
+    }
     struct bench_client *clients = calloc(options->clients, sizeof *clients);
     bool ready = clients != NULL;
     for (uint32_t i = 0; ready && i < options->clients; i++) {

@@ -38,7 +38,7 @@ struct cli_options {
     uint32_t tile, overlap, passes;        // pixels; passes 0: default
     const char *negative, *prompt_2;       // --negative, --prompt-2; NULL: none
     int32_t clip_skip;                     // --clip-skip; 0: default
-    uint32_t size[2], crop[2], target[2];  // --size WxH, --crop X,Y, --target WxH
+    uint32_t size[2], crop[2], target[2];  // --size WxH (text, bench), --crop X,Y, --target WxH
     bool has_size, has_crop, has_target;   // given
     const char *loras[CLI_LORAS_MAX];      // --lora, in order
     uint32_t loras_count;                  // of loras

@@ -31,7 +31,8 @@ static const struct {
     {"ping", command_ping, "", "whether it answers, and how fast"},
     {"drain", command_drain, "", "finish what runs, take nothing new"},
     {"shutdown", command_shutdown, "", "drain, then end"},
-    {"bench", command_bench, "[--clients N] [--mix encode,decode,text] [--duration S] [--rate R]",
+    {"bench", command_bench,
+     "[--clients N] [--mix encode,decode,text] [--size WxH] [--duration S] [--rate R]",
      "load, and percentiles"},
 };
 

@@ -47,7 +47,7 @@ def test_help_and_version_need_no_daemon():
     ["decode", "x", "--timeout"], ["decode", "x", "--timeout", "soon"], ["decode", "x", "--priority", "101"],
     ["ping", "--tile", "64"], ["models", "explode"], ["models", "register", "x"], ["models", "load"],
     ["encode", "x.png", "--json", "-o", "-"], ["bench", "--mix", "nothing"], ["serve", "--nothing"],
-    ["serve", "word"],
+    ["serve", "word"], ["bench", "--size", "4x4"],
 ])
 def test_wrong_usage_ends_with_2(words):
     done = subprocess.run([BINARY, *words], capture_output=True)
@@ -332,6 +332,9 @@ def test_bench_counts_and_tells_percentiles(shared):
     assert 0 < report["all"]["p50_ms"] <= report["all"]["p99_ms"] <= report["all"]["max_ms"]
     paced = json.loads(shared.cli("bench", "--mix", "text", "--duration", "1", "--rate", "20", "--json").stdout)
     assert 10 <= paced["all"]["requests"] <= 21
+    done = shared.cli("bench", "--mix", "encode,decode", "--size", "80x48", "--duration", "1", "--json")
+    sized = json.loads(done.stdout)
+    assert sized["errors"] == 0 and sized["encode"]["requests"] > 0 and sized["decode"]["requests"] > 0
 
 
 def test_an_interrupted_command_takes_its_request_back(shared, tmp_path):

@@ -1,0 +1,32 @@
+"""The table of a walk, ready for tests/gpu/RESULTS.md."""
+
+
+def cell(text):
+    return str(text).replace("|", "/").replace("\n", " ")
+
+
+def write(walk):
+    facts = walk.facts
+    title = facts.get("card", f"device {facts['device']}, no card")
+    lines = [f"## {title}, {facts['date']}", "",
+             f"Commit {facts['commit']}, driver {facts.get('driver', '-')}, {facts['programs']}."]
+    peak = walk.numbers.get("peak")
+    if peak:
+        gemm = f"cuBLAS bf16 GEMM {peak['gemm_tflop_s']:.0f} TFLOP/s" if "gemm_tflop_s" in peak else "no cuBLAS"
+        lines.append(f"Measured on that card: copy {peak['copy_gb_s']:.0f} GB/s (read and written), {gemm}, mma.sync "
+                     f"out of registers {peak['mma_tflop_s']:.0f} TFLOP/s; {peak['multiprocessors']} multiprocessors, "
+                     f"{peak['l2_mib']} MiB L2.")
+    theirs = walk.numbers.get("torch")
+    if theirs:
+        lines.append(f"PyTorch {theirs['version']}, same weights and inputs, on the device: copies from and to the "
+                     f"host are not in its times, they are in ours. Its copy: {theirs.get('copy_gb_s', 0):.0f} GB/s, "
+                     f"its GEMM: {theirs.get('gemm_tflop_s', 0):.0f} TFLOP/s.")
+    if walk.rows:
+        lines += ["", "| what | luna | bar | | PyTorch, ms |", "|---|---|---|---|---|"]
+        words = {True: "met", False: "**missed**", None: ""}
+        lines += [f"| {cell(what)} | {cell(value)} | {cell(bar)} | {words[good]} | {cell(peer)} |"
+                  for what, value, bar, good, peer in walk.rows]
+    lines += ["", "| step | | s | |", "|---|---|---|---|"]
+    lines += [f"| {cell(name)} | {state} | {seconds:.1f} | {cell(note)} |"
+              for name, state, seconds, note in walk.results]
+    return "\n".join(lines) + "\n"
