@@ -103,8 +103,9 @@ static unsigned groups_of_option(int id)
     case OPTION_NEGATIVE:
     case OPTION_PROMPT_2:
         return GROUP_TEXT;
-    case OPTION_CLIP_SKIP:
     case OPTION_SIZE:
+        return GROUP_ENCODE_TEXT | GROUP_BENCH;
+    case OPTION_CLIP_SKIP:
     case OPTION_CROP:
     case OPTION_TARGET:
     case OPTION_LORA:
