@@ -15,11 +15,12 @@ struct subject {
     enum dtype storage;  // of activations
 };
 
-#ifdef LUNA_TEST_EMULATED
-// The emulator stops the suite at the first breach, so once each is enough.
-static const struct subject subjects[] = {{"emulated", 0, false, DTYPE_F32},
-                                          {"emulated", 0, true, DTYPE_BF16},
-                                          {"emulated:f16", 0, true, DTYPE_F16}};
+#ifdef LUNA_TEST_GPU
+// A device of kernels/cuda/: "emulated", or "cuda:0" in the programs of tests/gpu/. The emulator
+// stops the suite at the first breach, so once each is enough.
+static const struct subject subjects[] = {{LUNA_TEST_GPU, 0, false, DTYPE_F32},
+                                          {LUNA_TEST_GPU, 0, true, DTYPE_BF16},
+                                          {LUNA_TEST_GPU ":f16", 0, true, DTYPE_F16}};
 #else
 static const struct subject subjects[] = {
     {"reference", 1, false, DTYPE_F32}, {"cpu", 1, false, DTYPE_F32},

@@ -14,7 +14,7 @@
 #include "tests/unit/kernels/subjects.h"
 
 // True where no device of this program transforms convolutions.
-#ifdef LUNA_TEST_EMULATED
+#ifdef LUNA_TEST_GPU
 #define IS_DIRECT true
 #else
 #define IS_DIRECT false
