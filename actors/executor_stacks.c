@@ -85,7 +85,9 @@ static void on_book(void *context, uint64_t adapter_bytes, uint64_t merged_bytes
     uint64_t before = executor->ledger.stack_bytes;
     ledger_stacks(&executor->ledger, adapter_bytes + merged_bytes);
     if (executor->ledger.stack_bytes < before) executor_forget_memory(executor);
-    if (merged_bytes != self->told.merged_bytes) executor_stacks_report(self);
+    bool is_told =
+        adapter_bytes == self->told.adapter_bytes && merged_bytes == self->told.merged_bytes;
+    if (!is_told) executor_stacks_report(self);
 }
 
 // ---- what models do

@@ -104,9 +104,12 @@ static void set_entry(struct lora_store *self, struct lora_stack *stack, uint32_
 {
     struct lora_stack_entry *entry = &stack->entries[index];
     assert(entry->content == NULL);
+    const struct lora_description *description = &facts->description;
     entry->content = content;
-    entry->bytes = facts->description.bytes_encoder;
-    entry->keys_other = facts->description.keys_other;
+    entry->bytes = description->bytes_encoder;
+    // Tensors of no bytes (a rank of 0) are for an executor to refuse, which knows the model.
+    if (entry->bytes == 0 && description->keys_encoder > 0) entry->bytes = 1;
+    entry->keys_other = description->keys_other;
     lora_table_hold(self->table, content);
 }
 

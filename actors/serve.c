@@ -214,12 +214,19 @@ static int run(struct serve *self, struct error *error)
     return supervisor_run(&self->config, &options);
 }
 
+// A client that went and a file that may not grow are errors of the call, not our end.
+static void ignore_signals(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
 int serve_main(int argc, char **argv)
 {
     assert(argc >= 0);
     struct serve self = {.signals = -1, .started_ns = clock_ns(clock_system())};
     struct error error = {0};
-    signal(SIGPIPE, SIG_IGN);
+    ignore_signals();
     int exit_status = read_options(&self, argc, argv);
     if (exit_status >= 0) return exit_status;
     exit_status = run(&self, &error);
@@ -239,7 +246,7 @@ int serve_child_main(int argc, char **argv)
     bool is_core = strcmp(argv[1], PROCESS_CORE_WORD) == 0;
     bool is_executor = strcmp(argv[1], PROCESS_EXECUTOR_WORD) == 0;
     if (!is_core && !is_executor) return -1;
-    signal(SIGPIPE, SIG_IGN);
+    ignore_signals();
     umask(077);
     return is_core ? core_process_main(argc, argv) : executor_process_main(argc, argv);
 }
