@@ -54,8 +54,8 @@ void ledger_distrust(struct ledger *self, uint64_t bytes)
 {
     assert(self != NULL);
     assert(bytes > 0);
-    uint64_t half = bytes / 2 > 0 ? bytes / 2 : 1;
-    if (self->promise_max == 0 || half < self->promise_max) self->promise_max = half;
+    uint64_t most = bytes - bytes / 4 < bytes ? bytes - bytes / 4 : 1;
+    if (self->promise_max == 0 || most < self->promise_max) self->promise_max = most;
 }
 
 void ledger_trust(struct ledger *self)

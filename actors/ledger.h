@@ -42,7 +42,7 @@ bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
 
 // A promise of bytes did not hold, whatever the system said is free: until ledger_trust no promise
-// is larger than half of them.
+// is larger than three quarters of them.
 // Thread:    the owner's.
 void ledger_distrust(struct ledger *self, uint64_t bytes);
 void ledger_trust(struct ledger *self);

@@ -4,10 +4,8 @@ Faults are files in a folder that the emulated driver looks into (kernels/cuda/d
 somebody else holds of the device, an allocation that fails, a launch that breaks the device, a slow device.
 """
 
-import json
 import os
 import subprocess
-import threading
 import time
 
 import numpy as np
@@ -178,3 +176,214 @@ def test_a_gpu_decodes_in_bf16_and_encodes_texts_faithfully(make_emulated, cpu):
         text = client.encode_text("a (red:1.2) fox").cond
         want = cpu.encode_text("a (red:1.2) fox").cond
         assert np.abs(text - want).max() <= 2e-4 * np.abs(want).max()
+
+
+# ---- memory
+
+
+def decode_request(latent, **fields):
+    """(header, body, payload) of a decode in tiles of the smallest size, where it is tiled."""
+    body = pb.DecodeLatent(tile=64, overlap=0, passes=1)
+    header, payload = latent_request(latent, **fields)
+    return header, body, payload
+
+
+def leave_free(daemon, faults, free_bytes):
+    """Lets somebody else take all of the device but so much, and waits until the daemon has seen it."""
+    memory = device(daemon).memory_free_bytes
+    faults.set("hog", memory - free_bytes)
+    wait_until(lambda: device(daemon).memory_free_bytes <= free_bytes, 5, "the executor sees the hog")
+
+
+def test_a_hog_beside_us_keeps_a_second_worker_away_until_it_goes(make_emulated, faults):
+    daemon = make_emulated({"scaling.scale_up_delay_ms": 100})
+    events = daemon.events
+    client = daemon.raw()
+    header, body, payload = decode_request(random_latent(1, 1, 2))
+    assert client.ask(header, body, payload)[0].code == pb.OK
+    faults.set("pace", 500)
+    leave_free(daemon, faults, 8 * MB)
+
+    def flood():
+        for seed in range(5):
+            client.send(*decode_request(random_latent(seed, 1, 1)))
+
+    flood()
+    refused = events.wait_topic("scaling.refused", 10, operation="vae")
+    assert (refused.device, refused.signal, refused.margin_bytes) == ("emulated", "memory_free_bytes", 16 * MB)
+    assert refused.free_bytes <= 8 * MB < refused.plan_bytes + refused.margin_bytes
+    assert "MB free" in refused.message and "16 MB margin" in refused.message
+    assert all(client.receive()[0].code == pb.OK for _ in range(5))
+    assert max(m.workers for m in events.of("scaling.up", operation="vae")) == 1
+    faults.clear("hog")
+    wait_until(lambda: device(daemon).memory_free_bytes > 100 * MB, 5, "the hog has gone")
+    flood()
+    second = events.wait(lambda t, m: t == "scaling.up" and m.workers == 2, 10, "a second worker")
+    assert second.free_bytes >= second.plan_bytes + second.margin_bytes
+    assert all(client.receive()[0].code == pb.OK for _ in range(5))
+
+
+def test_an_idle_model_makes_room_for_another(make_emulated, faults):
+    daemon = make_emulated(extra="[model other]\nfiles = vae.safetensors\n")
+    events = daemon.events
+    client = daemon.connect()
+    latent = random_latent(1, 1, 2)
+    wanted = client.decode_latent(latent, model="demo")
+    plan = next(m.bytes for m in daemon.status().models if m.name == "other")
+    leave_free(daemon, faults, 16 * MB + plan // 2)
+    assert np.array_equal(client.decode_latent(latent, model="other"), wanted)
+    loaded = {m.name: list(m.loaded_on) for m in daemon.status().models}
+    assert loaded == {"demo": [], "other": ["emulated"]}
+    events.wait_topic("model.unloaded", model="demo")
+    assert np.array_equal(client.decode_latent(latent, model="demo"), wanted)
+
+
+def test_without_memory_waiting_has_an_end_and_says_when_to_come_back(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    faults.set("hog", 250 * MB)
+    wait_until(lambda: device(daemon).memory_free_bytes <= 6 * MB, 5, "the executor sees the hog")
+    request = decode_request(random_latent(1, 1, 2))
+    answer, _ = client.ask(*request)
+    assert (answer.code, answer.retry_after_ms) == (pb.RESOURCE_EXHAUSTED, 5000), answer
+    assert "6 MB free" in answer.message and "16 MB margin" in answer.message
+    faults.clear("hog")
+    wait_until(lambda: device(daemon).memory_free_bytes > 100 * MB, 5, "the hog has gone")
+    assert client.ask(*decode_request(random_latent(1, 1, 2)))[0].code == pb.OK
+
+
+def test_what_the_device_can_never_hold_is_refused_at_once(make_emulated):
+    daemon = make_emulated({"scaling.memory_margin_mb": 1}, total=16)
+    client = daemon.raw()
+    assert client.ask(*decode_request(random_latent(1, 1, 2)))[0].code == pb.OK
+    answer, _ = client.ask(*decode_request(random_latent(1, 40, 40)))
+    assert (answer.code, answer.retry_after_ms) == (pb.RESOURCE_EXHAUSTED, 1000), answer
+    assert "device emulated can give" in answer.message
+
+
+def test_smaller_tiles_where_the_whole_does_not_fit(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 4, 14)
+    assert client.ask(*decode_request(random_latent(1, 1, 2)))[0].code == pb.OK
+    leave_free(daemon, faults, 700_000)
+    answer, rest = client.ask(*decode_request(latent, may_tile=True))
+    reply = pb.ImageReply.FromString(rest[0])
+    assert answer.code == pb.OK and reply.tiled and reply.tiles == 2, (answer, reply)
+    assert "whole needs" in reply.tiled_why
+
+
+# ---- faults
+
+
+def image_of(answer):
+    header, rest = answer
+    assert header.code == pb.OK, header
+    return rest[1]
+
+
+def test_memory_that_lacks_in_spite_of_the_plan_is_an_answer_in_tiles(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 4, 14)
+    image_of(client.ask(*decode_request(random_latent(1, 1, 2))))
+    faults.set("refuse", 500_000)
+    header, rest = client.ask(*decode_request(latent, may_tile=True))
+    assert header.code == pb.OK and pb.ImageReply.FromString(rest[0]).tiled, header
+    assert not faults.is_set("refuse") and "promise.broken" in daemon.read_log()
+    _, body, payload = decode_request(latent)
+    body.tiling = pb.TILING_ALWAYS
+    assert image_of(client.ask(latent_request(latent)[0], body, payload)) == rest[1]
+
+
+def test_what_may_not_be_tiled_is_tried_again(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 2, 3)
+    wanted = image_of(client.ask(*decode_request(latent)))
+    daemon.kill_child("executor-process")
+    faults.set("refuse", 100_000)
+    image_of(client.ask(*decode_request(random_latent(1, 1, 1))))
+    faults.set("refuse", 100_000)
+    assert image_of(client.ask(*decode_request(latent))) == wanted
+    assert not faults.is_set("refuse")
+    text, data = text_request(pb.ENCODE_TEXT, "a cat")
+    wanted = image_of(client.ask(text, pb.EncodeText(), data))
+    daemon.kill_child("executor-process")
+    again, data = text_request(pb.ENCODE_TEXT, "a cat")
+    faults.set("refuse", 300_000)
+    assert image_of(client.ask(again, pb.EncodeText(), data, seconds=30)) == wanted
+    assert not faults.is_set("refuse")
+
+
+@pytest.mark.parametrize("number", [1, 60, 200])
+def test_any_allocation_may_fail(make_emulated, number):
+    daemon = make_emulated(environment={"LUNA_EMULATION_FAIL_AT": str(number)})
+    client = daemon.raw()
+    latent = random_latent(1, 1, 2)
+    image = image_of(client.ask(*decode_request(latent)))
+    assert image_of(client.ask(*decode_request(latent))) == image
+    text, data = text_request(pb.ENCODE_TEXT, "a cat")
+    image_of(client.ask(text, pb.EncodeText(), data))
+
+
+def wait_running(daemon):
+    wait_until(lambda: daemon.status().requests.running == 1, 20, "it runs")
+
+
+def test_a_device_that_breaks_costs_no_request(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 2, 3)
+    wanted = image_of(client.ask(*decode_request(latent)))
+    before = daemon.executor_pid
+    faults.set("pace", 5000)
+    client.send(*decode_request(latent))
+    wait_running(daemon)
+    faults.set("break")
+    header, rest = client.receive()
+    assert header.code == pb.OK and rest[1] == wanted
+    assert not faults.is_set("break") and client.is_silent(300)
+    assert not is_alive(before) and daemon.executor_pid != before
+    assert "device.broken" in daemon.read_log()
+
+
+def test_an_executor_that_is_killed_costs_no_request(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 2, 3)
+    wanted = image_of(client.ask(*decode_request(latent)))
+    faults.set("pace", 5000)
+    client.send(*decode_request(latent))
+    wait_running(daemon)
+    daemon.kill_child("executor-process")
+    header, rest = client.receive()
+    assert header.code == pb.OK and rest[1] == wanted
+    assert client.is_silent(300)
+
+
+def test_a_cancelled_run_leaves_its_lane_within_half_a_second(make_emulated, faults):
+    daemon = make_emulated({"scaling.vae_workers": "1-1"})
+    client = daemon.raw()
+    small = random_latent(1, 1, 1)
+    image_of(client.ask(*decode_request(small)))
+    begun = time.monotonic()
+    image_of(client.ask(*decode_request(small)))
+    alone = time.monotonic() - begun
+    faults.set("pace", 100_000)
+    header, body, payload = decode_request(random_latent(2, 2, 3))
+    client.send(header, body, payload)
+    wait_running(daemon)
+    faults.clear("pace")
+    cancel = request(pb.CANCEL)
+    begun = time.monotonic()
+    client.send(cancel, pb.Cancel(id=header.id))
+    client.send(*decode_request(small))
+    answers = {}
+    while len(answers) < 3:
+        answer, _ = client.receive()
+        answers[answer.id] = (answer.code, time.monotonic() - begun)
+    assert answers.pop(header.id)[0] == pb.CANCELLED
+    assert answers.pop(cancel.id)[0] == pb.OK
+    (code, took), = answers.values()
+    assert code == pb.OK and took - alone <= 0.5 * PATIENCE, (took, alone)
