@@ -668,6 +668,14 @@ def make_stacks(adapters):
         ("by_part", "sdxl", [{"adapter": a, "strength": {"clip_l": 1.0, "clip_g": 0.0}},
                              {"adapter": b, "strength": {"clip_l": 0.0, "clip_g": -0.5}}]),
         ("sdxl_on_sd1", "sd1", [entry(a, 1.0)]),
+        # What sees the weight as the entry before left it, be that the same adapter.
+        ("dora_twice", "sdxl", [entry(dora_name, 0.7), entry(dora_name, 0.5)]),
+        ("oft_twice", "sdxl", [entry("oft.safetensors", 0.7), entry("oft.safetensors", -0.5)]),
+        ("set_between", "sdxl", [entry(a, 0.7), entry("set.safetensors", 0.5), entry("diff.safetensors", 0.5)]),
+        ("by_part_merged", "sdxl", [
+            {"adapter": "loha.safetensors", "strength": {"clip_l": 1.0, "clip_g": 0.0}},
+            {"adapter": dora_name, "strength": {"clip_l": 0.0, "clip_g": 0.7}}]),
+        ("zero_beside", "sdxl", [entry("loha.safetensors", 0.0), entry(a, 0.7), entry(dora_name, 0.0)]),
     ]
     return out
 
