@@ -76,8 +76,11 @@ class Walk:
             state, note = "ok", step(self)
         except Skip as why:
             state, note = "skipped", str(why)
-        except (Failed, subprocess.TimeoutExpired) as why:
+        except Failed as why:
             state, note = "failed", str(why)
+        except subprocess.TimeoutExpired as why:
+            words = [pathlib.Path(str(why.cmd[0])).name, *map(str, why.cmd[1:2])]
+            state, note = "failed", f"{' '.join(words)}: not within {why.timeout:.0f} s"
         except Exception as why:  # a step that breaks is a step that failed: the next ones still count
             self.log(traceback.format_exc())
             state, note = "failed", f"{type(why).__name__}: {why}"

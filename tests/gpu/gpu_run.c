@@ -13,6 +13,7 @@
 //     encode H W RUNS IN OUT       f32 image [1,H,W,3] to f32 latent
 //     prompt RUNS IN OUT           IN holds a prompt and, on the next line, a negative; OUT gets
 //                                  cond and pooled of one, then of the other, f32
+//     trace on|off                 from now on an answer to a run tells its time by operation too
 //     reserve BYTES                takes device memory, to leave less for others
 //     compare A B                  two files of f32: how far A is from B
 //     drop                         gives weights and arena back
@@ -52,6 +53,7 @@ struct bench {
     struct program *program;    // likewise
     struct text_job *job;       // likewise
     struct text_batch *batch;   // likewise
+    bool is_traced;             // after "trace on"
     double times_ms[RUNS_MAX];  // of the runs of one verb
 };
 
@@ -150,13 +152,44 @@ done:
     return status;
 }
 
-static json_t *times_json(const struct bench *self, uint32_t runs)
+// Adds an operation to the others of its name.
+static void add_operation(json_t *kernels, const struct operation_facts *facts, double ms)
+{
+    json_t *entry = json_object_get(kernels, facts->name);
+    double before = json_real_value(json_object_get(entry, "ms"));
+    json_int_t count = json_integer_value(json_object_get(entry, "count"));
+    json_int_t operations = json_integer_value(json_object_get(entry, "operations"));
+    operations += (json_int_t)facts->floating_point_operations;
+    json_object_set_new(kernels, facts->name,
+                        json_pack("{s:f, s:I, s:I}", "ms", before + ms, "count", count + 1,
+                                  "operations", operations));
+}
+
+// Where the time of the last run went, by the device's own clock.
+static json_t *kernels_json(const struct bench *self, const struct program *program)
+{
+    uint32_t count = program_operations_count(program);
+    uint64_t *ends_ns = calloc((size_t)count + 1, sizeof *ends_ns);
+    json_t *kernels = json_object();
+    uint32_t known = ends_ns == NULL ? 0 : lane_times(self->lane, ends_ns, count);
+    for (uint32_t i = 0; i < known; i++) {
+        struct operation_facts facts = program_operation(program, i);
+        add_operation(kernels, &facts, (double)(int64_t)(ends_ns[i + 1] - ends_ns[i]) / 1e6);
+    }
+    free(ends_ns);
+    return kernels;
+}
+
+static json_t *times_json(const struct bench *self, const struct program *program, uint32_t runs)
 {
     json_t *times = json_array();
     for (uint32_t i = 0; i < runs && i < RUNS_MAX; i++) {
         json_array_append_new(times, json_real(self->times_ms[i]));
     }
-    return json_pack("{s:o, s:I}", "ms", times, "arena", (json_int_t)lane_arena_bytes(self->lane));
+    json_t *answer =
+        json_pack("{s:o, s:I}", "ms", times, "arena", (json_int_t)lane_arena_bytes(self->lane));
+    if (self->is_traced) json_object_set_new(answer, "kernels", kernels_json(self, program));
+    return answer;
 }
 
 static enum status run_image(struct bench *self, const struct vae_request *request,
@@ -180,7 +213,7 @@ static enum status run_image(struct bench *self, const struct vae_request *reque
         status = write_file(command->words[at + 2], self->output, plan.output_bytes, error);
     }
     if (status != STATUS_OK) return status;
-    *answer = times_json(self, number(command, at));
+    *answer = times_json(self, self->program, number(command, at));
     json_object_set_new(*answer, "operations",
                         json_integer((json_int_t)program_operations(self->program)));
     return STATUS_OK;
@@ -260,8 +293,16 @@ static enum status prompt(struct bench *self, const struct command *command, jso
     status = run_often(self, text_batch_program(self->batch), bindings, count, runs, error);
     if (status != STATUS_OK) return status;
     text_batch_finish(self->batch);
-    *answer = times_json(self, runs);
+    *answer = times_json(self, text_batch_program(self->batch), runs);
     return write_text(self, command->words[3], error);
+}
+
+static enum status trace(struct bench *self, const struct command *command, struct error *error)
+{
+    bool is_kept = strcmp(command->words[1], "on") == 0;
+    enum status status = lane_trace(self->lane, is_kept, error);
+    if (status == STATUS_OK) self->is_traced = is_kept;
+    return status;
 }
 
 // Frees what one verb made.
@@ -383,8 +424,8 @@ static enum status obey(struct bench *self, const struct command *command, json_
     static const struct {
         const char *verb;
         uint32_t words;
-    } verbs[] = {{"load", 1},   {"drop", 1},    {"count", 1},  {"arm", 2},   {"reserve", 2},
-                 {"prompt", 4}, {"compare", 3}, {"encode", 6}, {"decode", 7}};
+    } verbs[] = {{"load", 1},    {"drop", 1},   {"count", 1},   {"arm", 2},    {"trace", 2},
+                 {"reserve", 2}, {"prompt", 4}, {"compare", 3}, {"encode", 6}, {"decode", 7}};
     uint64_t argument = command->count < 2 ? 0 : strtoull(command->words[1], NULL, 10);
     uint64_t ignored = 0;
     const char *verb = command->words[0];
@@ -397,6 +438,7 @@ static enum status obey(struct bench *self, const struct command *command, json_
     if (strcmp(verb, "load") == 0) return load(self, answer, error);
     if (strcmp(verb, "count") == 0) return count(answer, error);
     if (strcmp(verb, "arm") == 0) return shim("gpu_oom_arm", argument, &ignored, error);
+    if (strcmp(verb, "trace") == 0) return trace(self, command, error);
     if (strcmp(verb, "prompt") == 0) return prompt(self, command, answer, error);
     if (strcmp(verb, "compare") == 0) return compare(command, answer, error);
     if (strcmp(verb, "encode") == 0) return encode(self, command, answer, error);

@@ -203,6 +203,8 @@ events =
 directories = {models}
 [model gpu]
 files = {files}
+[scaling]
+memory_margin_mb = {margin}
 """
 
 
@@ -217,7 +219,8 @@ class Daemon:
         self.endpoint = f"ipc://{self.folder}/luna.sock"
         config = self.folder / "luna.conf"
         config.write_text(CONFIG.format(device=walk.device, folder=self.folder, models=files[0].parent,
-                                        files=", ".join(path.name for path in files)))
+                                        files=", ".join(path.name for path in files),
+                                        margin="auto" if walk.is_card else 16))  # the emulator has 2 GiB in all
         self.program = walk.programs.path("luna")
         self.environment = walk.programs.environment(XDG_RUNTIME_DIR=str(self.folder), TMPDIR=str(self.folder))
         walk.log(f"$ {self.program} serve -c {config}")
