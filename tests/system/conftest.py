@@ -298,9 +298,10 @@ class Daemon:
             status = self.wait_end()
         finally:
             self.kill()
-        log = self.read_log()
-        assert status == 0, f"the daemon ended with {status}:\n{log}"
-        assert "Sanitizer" not in log and "runtime error:" not in log, log
+        assert status == 0, f"the daemon ended with {status}:\n{self.read_log()}"
+        log = self.log_path.read_text(errors="replace")
+        found = min((at for at in (log.find("Sanitizer"), log.find("runtime error:")) if at >= 0), default=None)
+        assert found is None, log[max(0, found - 200) : found + 6000]
         self.check_nothing_left()
 
     def check_nothing_left(self):

@@ -250,6 +250,7 @@ def test_an_upload_that_stops_half_way_is_nobodys(bench):
     bench.is_as_before()
 
 
+@pytest.mark.release
 def test_all_of_it_again_and_again_leaves_the_memory_as_it_was(bench):
     def round_of_all():
         for kind, (data, words) in REFUSED.items():

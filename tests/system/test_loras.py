@@ -5,11 +5,9 @@ import hashlib
 import mmap
 import os
 import pathlib
-import random
 import shutil
 import socket
 import tempfile
-import threading
 import time
 
 import numpy as np
@@ -599,108 +597,7 @@ def test_loading_is_a_matter_of_milliseconds(client, write, megabytes, bar, firs
     assert min(first) <= first_bar or min(ratio) <= 2
 
 
-# ---- everything at once
-
-def crowd(daemon, seconds, clients=16):
-    """Clients that put, use, pin and evict while files change under their names; returns what went wrong."""
-    problems = []
-    done = []
-    end = time.monotonic() + seconds
-    data = [adapter(100 + i, unet=2000) for i in range(4)]
-
-    def allowed(operation, answer):
-        fine = {pb.OK, pb.NOT_FOUND, pb.FAILED_PRECONDITION}
-        if operation == pb.ENCODE_TEXT:
-            fine.add(pb.RESOURCE_EXHAUSTED)
-        return answer.code in fine or (answer.code == pb.RESOURCE_EXHAUSTED and answer.retry_after_ms > 0)
-
-    def run(number):
-        luck = random.Random(number)
-        client = Raw(daemon.ipc if number % 2 else daemon.tcp)
-        count = 0
-        try:
-            while time.monotonic() < end:
-                which = luck.randrange(4)
-                name = f"put-{number % 2}-{which}"
-                header, payloads, body = None, [], b""
-                deed = luck.randrange(8)
-                if deed <= 1:
-                    header = request(pb.LORA_PUT, [("file", pb.U8, [len(data[which])], len(data[which]))])
-                    body, payloads = pb.LoraPut(name=name), [data[which]]
-                elif deed <= 3:
-                    header = request(luck.choice([pb.LORA_EVICT, pb.LORA_HAS, pb.LORA_PIN, pb.LORA_UNPIN]))
-                    body = pb.LoraName(reference=name)
-                elif deed == 4:
-                    header, body = request(pb.LORA_GET), pb.LoraGet(reference=luck.choice([name, "file-0"]))
-                else:
-                    header, text = text_request(pb.ENCODE_TEXT, f"a cat {luck.random()}")
-                    body = pb.EncodeText()
-                    body.loras.add(reference=luck.choice([name, f"file-{which}"]), strength=0.5)
-                    payloads = [text]
-                    if luck.random() < 0.3:
-                        header.tensors.add(name="lora.0", dtype=pb.U8, dims=[len(data[0])], bytes=len(data[0]))
-                        body.loras.add(tensor="lora.0", strength=0.25)
-                        payloads.append(data[0])
-                answer, _ = client.ask(header, body, *payloads, seconds=60)
-                if not allowed(header.operation, answer):
-                    problems.append((pb.Operation.Name(header.operation), answer.code, answer.message))
-                count += 1
-        except Exception as error:
-            problems.append(repr(error))
-        finally:
-            client.close()
-            done.append(count)
-
-    def change_files():
-        luck = random.Random(99)
-        while time.monotonic() < end:
-            path = daemon.loras / f"file-{luck.randrange(4)}.safetensors"
-            if luck.random() < 0.2:
-                path.unlink(missing_ok=True)
-            else:
-                part = path.with_suffix(".part")
-                part.write_bytes(adapter(luck.randrange(1000), unet=1000))
-                part.rename(path)
-            time.sleep(0.02)  # the beat of the changes
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(clients)]
-    threads.append(threading.Thread(target=change_files))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems, (len(problems), problems[:5])
-    assert len(done) == clients and min(done) > 0, done
-    return sum(done)
-
-
-def check_crowd(fresh, seconds):
-    daemon = fresh(memory_limit_mb=2, entries_max=12)
-    total = crowd(daemon, seconds)
-    print(f"{total} requests")
-    client, remote = Client(daemon), Client(daemon, daemon.tcp)
-    # What somebody pinned to the end is let go, then everything can go.
-    for lora in client.list():
-        for who in (client, remote):
-            for _ in range(lora.pins):
-                header = request(pb.LORA_UNPIN)
-                who.raw.ask(header, pb.LoraName(reference=lora.hash))
-        if lora.hash:
-            client.raw.ask(request(pb.LORA_EVICT), pb.LoraName(reference=lora.hash))
-    wait_until(lambda: client.stats().totals.entries == 0, 10, "nothing is held")
-    stats = client.stats()
-    assert stats.totals.bytes == 0 and stats.pinned == 0 and stats.uploads == 0
-    assert daemon.is_serving()
-
-
-def test_sixteen_clients_put_use_and_evict_while_files_change(fresh):
-    check_crowd(fresh, 4)
-
-
-@pytest.mark.slow
-def test_sixteen_clients_for_a_minute(fresh):
-    check_crowd(fresh, 60)
-
+# ---- clients that go
 
 def test_a_client_that_goes_away_leaves_no_upload_behind_its_user_cannot_end(client, store):
     raw = Raw(store.ipc)

@@ -142,6 +142,21 @@ def test_what_each_entry_did_is_in_the_answer(start):
         assert bool(fact["unused"]) == any("no encoder uses" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("name", ["kohya_sdxl.safetensors", "dora.safetensors"])
+def test_all_factors_of_an_entry_and_of_its_stack_are_one_product(start, name):
+    """Powers of two, so that the order of multiplication is no matter."""
+    daemon = start()
+    client = daemon.connect()
+    want = encode(client, [(name, 0.75)], prompt="a fox")
+    header = request(pb.ENCODE_TEXT, [("prompt", pb.U8, (5,), 5)], model="sdxl")
+    body = pb.EncodeText(lora_multiplier=0.25, lora_scaling=-2.0)
+    body.loras.add(reference="nobody", strength=1.0, disabled=True)
+    body.loras.add(reference=name, strength=9.0, strength_l=3.0, strength_g=3.0, scaling=-0.5)
+    answer, rest = daemon.raw().ask(header, body, b"a fox")
+    assert answer.code == pb.OK, answer.message
+    assert rest[1] == want.cond.tobytes() and rest[2] == want.pooled.tobytes()
+
+
 def test_an_unknown_name_is_an_error_that_names_it(start):
     client = start().connect()
     with pytest.raises(luna.NotFound, match="nobody"):
