@@ -168,6 +168,7 @@ void worker_answer(struct worker *self, struct worker_reply *reply, const pb_msg
     struct codec_buffer encoded_header = {.data = header_buffer, .capacity = sizeof header_buffer};
     struct message frames;
     message_init(&frames);
+    worker_trace_add(self, reply);
     enum status status = codec_encode_header(&reply->header, &encoded_header, NULL);
     if (status == STATUS_OK && type != NULL) status = codec_encode(type, body, &encoded, NULL);
     if (status == STATUS_OK) {
@@ -262,6 +263,7 @@ void worker_idle(struct worker *self)
 {
     self->busy = false;
     self->running = false;
+    worker_trace_drop(self);
     self->idle_since_ns = now_ns(self);
     try_work(self);
 }
@@ -322,6 +324,7 @@ void worker_run(struct worker *self, const struct program *program, void *const 
     self->running = true;
     self->marks_told = 0;
     self->marks_total = program_marks(program);
+    worker_trace_begin(self, program);
     lane_run(self->lane, program, bindings, count);
 }
 
@@ -337,6 +340,7 @@ static void on_lane(void *state)
         say_broken(self, &error);
         return;
     }
+    if (error.status == STATUS_OK) worker_trace_end(self);
     self->calls->ran(self, &error);
 }
 
@@ -613,6 +617,7 @@ void worker_destroy(void *state)
     socket_close(&self->control);
     socket_close(&self->executor);
     pool_map_destroy(&self->pools);
+    worker_trace_drop(self);
     free(self);
 }
 

@@ -20,6 +20,7 @@
 #define WORKER_JOBS_MAX 64u
 
 struct worker;
+struct worker_reply;
 
 // A job in the mailbox or in hand.
 struct worker_job {
@@ -60,6 +61,14 @@ struct worker_calls {
     void (*ran)(struct worker *worker, const struct error *error);
 };
 
+// What the last run did when, for the jobs that want to know.
+struct worker_trace {
+    const struct program *program;  // that runs and is traced; NULL: none
+    uint64_t begun_ns;              // when it began
+    char *text;                     // of the run that ended; NULL: none
+    uint64_t bytes;                 // of text
+};
+
 struct worker {
     const struct actor_context *context;  // as actor.h gives it
     struct worker_arguments arguments;    // as the executor gave them
@@ -80,6 +89,8 @@ struct worker {
     uint64_t reserved_bytes;           // granted by the executor
     uint64_t idle_since_ns;            // when it had nothing to do
     uint32_t marks_told, marks_total;  // steps of the running program
+    bool lane_is_traced;               // it keeps the times of operations
+    struct worker_trace trace;         // of the last run
 };
 
 // create and destroy of struct actor_kind, for both kinds.
@@ -112,6 +123,13 @@ void worker_reserve(struct worker *self, uint64_t bytes);
 // Takes the arena that was granted. False when the device has less than its ledger said: granted()
 // is called once more, with what there is.
 bool worker_take_arena(struct worker *self, uint64_t bytes);
+
+// A run is about to begin; it has ended, its program still lives; an answer of a job of that run is
+// about to go; nothing of it is wanted any more. Whether anything is kept, the jobs in hand say.
+void worker_trace_begin(struct worker *self, const struct program *program);
+void worker_trace_end(struct worker *self);
+void worker_trace_add(struct worker *self, struct worker_reply *reply);
+void worker_trace_drop(struct worker *self);
 
 // Starts the lane; ran() is called at its end, unless the device broke: then this process ends and
 // its jobs are given out again.

@@ -72,6 +72,7 @@ static enum status fill_header(struct call *self, struct error *error)
     header->priority = request->priority;
     header->want_progress = request->on_progress != NULL;
     header->may_tile = request->may_tile;
+    header->want_trace = request->want_trace;
     header->id.size = CODEC_ID_BYTES;
     if (getrandom(header->id.bytes, CODEC_ID_BYTES, 0) != CODEC_ID_BYTES) {
         return error_set(error, STATUS_INTERNAL, "no random bytes: %s", strerror(errno));

@@ -69,6 +69,7 @@ struct luna_request {
     uint32_t timeout_ms;       // 0: CODEC_TIMEOUT_MS_DEFAULT
     int32_t priority;          // -100 to 100
     bool may_tile;             // tiling = auto may choose tiles
+    bool want_trace;           // a tensor "trace" comes where there is one, see luna.proto
     const struct luna_tensor *inputs;  // inputs_count of them
     uint32_t inputs_count;             // inputs and rooms: at most 8 together
     const struct luna_room *rooms;     // rooms_count of them

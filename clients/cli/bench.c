@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "clients/cli/cli.h"
+#include "clients/cli/trace.h"
 
 #define IMAGE_SIDE 256u  // pixels, unless --size says otherwise
 #define SAMPLES_MAX 1048576u
@@ -26,6 +27,7 @@ struct bench {
     uint32_t mix_count;                 // in use
     uint64_t image[4];                  // dims of what is encoded, [1,H,W,3]
     uint64_t latent[4];                 // and decoded, found by a first encode; [1,c,h,w]
+    struct trace *trace;                // NULL: nobody wants one
     uint64_t start_ns, end_ns;          // of the measurement
     _Atomic uint64_t next;              // number of the next request
 };
@@ -37,6 +39,7 @@ struct sample {
 
 struct bench_client {
     struct bench *bench;     // shared
+    uint32_t number;         // of this client, from 1 on
     pthread_t thread;        // of this client
     struct sample *samples;  // of answered requests
     uint32_t count;          // in use
@@ -62,7 +65,8 @@ static enum status call(struct bench_client *self, struct luna_client *client, e
 {
     const struct bench *bench = self->bench;
     struct luna_tensor input = {.rank = 4, .dtype = DTYPE_F32};
-    struct luna_request request = {.inputs = &input, .inputs_count = 1, .may_tile = true};
+    struct luna_request request = {
+        .inputs = &input, .inputs_count = 1, .may_tile = true, .want_trace = bench->trace != NULL};
     char prompt[64];
     switch (kind) {
     case BENCH_ENCODE:
@@ -99,7 +103,11 @@ static void run_one(struct bench_client *self, struct luna_client *client, uint6
     struct luna_answer *answer = NULL;
     struct error error;
     if (call(self, client, kind, &answer, &error) == STATUS_OK && self->count < SAMPLES_MAX) {
-        self->samples[self->count].ms = (double)(now_ns() - due) / 1e6;
+        const uint64_t times_ns[2] = {due, now_ns()};
+        if (bench->trace != NULL) {
+            trace_add(bench->trace, answer, kind_names[kind], self->number, times_ns);
+        }
+        self->samples[self->count].ms = (double)(times_ns[1] - due) / 1e6;
         self->samples[self->count].kind = kind;
         self->count += 1;
     } else {
@@ -323,9 +331,12 @@ enum cli_exit command_bench(const struct cli_options *options)
     bool ready = clients != NULL;
     for (uint32_t i = 0; ready && i < options->clients; i++) {
         clients[i].bench = &bench;
+        clients[i].number = i + 1;
         ready = make_inputs(&clients[i], i + 1);
     }
     enum cli_exit result = EXIT_ANSWERED_ERROR;
+    if (options->trace != NULL) bench.trace = trace_create();
+    ready = ready && (options->trace == NULL) == (bench.trace == NULL);
     if (ready)
         result = run_clients(&bench, clients, options->clients);
     else
@@ -336,5 +347,11 @@ enum cli_exit command_bench(const struct cli_options *options)
         free(clients[i].latent);
     }
     free(clients);
+    struct error error;
+    if (result == EXIT_DONE && bench.trace != NULL &&
+        trace_write(bench.trace, options->trace, &error) != STATUS_OK) {
+        result = cli_error(&error);
+    }
+    trace_destroy(&bench.trace);
     return result;
 }

@@ -47,6 +47,7 @@ struct cli_options {
     uint32_t clients;                      // bench: --clients
     double duration_s, rate;               // bench: --duration, --rate (0: closed loop)
     const char *mix;                       // bench: --mix
+    const char *trace;                     // bench: --trace; NULL: none
     char **words;                          // what is not an option
     int words_count;                       // of words
     volatile sig_atomic_t *stop;           // set by SIGINT

@@ -32,7 +32,8 @@ static const struct {
     {"drain", command_drain, "", "finish what runs, take nothing new"},
     {"shutdown", command_shutdown, "", "drain, then end"},
     {"bench", command_bench,
-     "[--clients N] [--mix encode,decode,text] [--size WxH] [--duration S] [--rate R]",
+     "[--clients N] [--mix encode,decode,text] [--size WxH] [--duration S] [--rate R] "
+     "[--trace FILE]",
      "load, and percentiles"},
 };
 

@@ -50,6 +50,7 @@ enum option_id {
     OPTION_MIX,
     OPTION_DURATION,
     OPTION_RATE,
+    OPTION_TRACE,
 };
 
 static const struct option long_options[] = {
@@ -81,6 +82,7 @@ static const struct option long_options[] = {
     {"mix", required_argument, NULL, OPTION_MIX},
     {"duration", required_argument, NULL, OPTION_DURATION},
     {"rate", required_argument, NULL, OPTION_RATE},
+    {"trace", required_argument, NULL, OPTION_TRACE},
     {NULL, 0, NULL, 0},
 };
 
@@ -117,6 +119,7 @@ static unsigned groups_of_option(int id)
     case OPTION_MIX:
     case OPTION_DURATION:
     case OPTION_RATE:
+    case OPTION_TRACE:
         return GROUP_BENCH;
     case 'o':
         return GROUP_WORK | GROUP_LORAS;
@@ -310,6 +313,9 @@ static bool read_option(struct cli_options *out, int id, const char *text)
         return true;
     case OPTION_MIX:
         out->mix = text;
+        return true;
+    case OPTION_TRACE:
+        out->trace = text;
         return true;
     case OPTION_CLIENTS:
         return read_count(text, 256, &out->clients) && out->clients > 0;

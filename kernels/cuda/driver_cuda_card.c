@@ -221,7 +221,9 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
     pthread_cond_init(&self->changed, NULL);
     status = read_card(number, &self->facts, error);
     if (status != STATUS_OK) goto done;
+    // Whatever waits inside the runtime sleeps, too; a context that exists already is as it is.
     cudaError_t result = cudaSetDevice(self->number);
+    if (cudaSetDeviceFlags(cudaDeviceScheduleBlockingSync) != cudaSuccess) cudaGetLastError();
     if (result == cudaSuccess) result = cudaFree(NULL);  // makes the context
     if (result != cudaSuccess) {
         status =

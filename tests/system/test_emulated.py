@@ -4,6 +4,7 @@ Faults are files in a folder that the emulated driver looks into (kernels/cuda/d
 somebody else holds of the device, an allocation that fails, a launch that breaks the device, a slow device.
 """
 
+import json
 import os
 import subprocess
 import time
@@ -387,3 +388,61 @@ def test_a_cancelled_run_leaves_its_lane_within_half_a_second(make_emulated, fau
     assert answers.pop(cancel.id)[0] == pb.OK
     (code, took), = answers.values()
     assert code == pb.OK and took - alone <= 0.5 * PATIENCE, (took, alone)
+
+
+# ---- traces
+
+
+def traced(daemon, path, mix):
+    """The events of a short bench, by category."""
+    done = daemon.cli("bench", "--trace", path, "--clients", "2", "--mix", mix, "--size", "8x16",
+                      "--duration", "0.5", "--model", "demo")
+    assert done.returncode == 0, done.stderr.decode()
+    document = json.loads(path.read_text())
+    assert document["displayTimeUnit"] == "ms"
+    events = {}
+    for event in document["traceEvents"]:
+        events.setdefault(event.get("cat", event["ph"]), []).append(event)
+    return events
+
+
+def test_a_bench_leaves_a_trace_of_every_operation_on_the_device(make_emulated, tmp_path):
+    daemon = make_emulated()
+    events = traced(daemon, tmp_path / "trace.json", "decode,text")
+    pid = daemon.executor_pid
+    assert {e["args"]["name"] for e in events["M"]} >= {"luna executor emulated", "vae_worker demo",
+                                                       "clip_worker demo"}
+    names = {e["name"].split()[0] for e in events["operation"]}
+    assert names >= {"convolution", "attention", "pixels_store", "latent_load", "linear", "layer_norm", "embedding"}
+    assert any(e["name"].startswith("convolution 3x3 ") and e["args"]["flop"] > 0 for e in events["operation"])
+    for run in events["run"]:
+        mine = [e for e in events["operation"] if e["tid"] == run["tid"] and e["pid"] == run["pid"] == pid
+                and run["ts"] <= e["ts"] <= run["ts"] + run["dur"]]
+        assert mine and sum(e["dur"] for e in mine) <= run["dur"]
+        peak = max(e["args"]["live_bytes"] for e in mine)
+        assert 0 < peak <= run["args"]["peak_bytes"] <= run["args"]["arena_bytes"]
+        assert any(r["ts"] <= run["ts"] and run["ts"] + run["dur"] <= r["ts"] + r["dur"] for r in events["request"])
+    memory = [e["args"] for e in events["C"] if e["name"] == "device memory"]
+    # Images and texts have a device each, of one card.
+    assert memory and all(0 < m["used_bytes"] <= 256 * MB - m["free_bytes"] for m in memory)
+    # Who asks for no trace gets none.
+    header, rest = daemon.raw().ask(*decode_request(random_latent(1, 1, 2)))
+    assert [t.name for t in header.tensors] == ["image"] and len(rest) == 2
+
+
+def test_a_processor_traces_runs(shared, tmp_path):
+    events = traced(shared, tmp_path / "trace.json", "encode")
+    assert events["run"] and events["request"] and "operation" not in events
+
+
+def test_an_answer_with_a_trace_is_not_kept_for_others(make_emulated):
+    daemon = make_emulated({"cache.conditioning_mb": 64})
+    client = daemon.raw()
+    tensors = []
+    for wants in (True, False, False):
+        header, data = text_request(pb.ENCODE_TEXT, "a cat", want_trace=wants)
+        answer, rest = client.ask(header, pb.EncodeText(), data)
+        assert answer.code == pb.OK, answer
+        tensors.append([t.name for t in answer.tensors])
+        cached = pb.TextReply.FromString(rest[0]).cached
+    assert tensors == [["cond", "pooled", "trace"], ["cond", "pooled"], ["cond", "pooled"]] and cached

@@ -1,0 +1,537 @@
+// The CUDA driver's host code against a runtime of no card: memory is the process's own, and copies
+// happen only when somebody waits for them, as late as a device may.
+
+#include <cuda_runtime_api.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/driver.h"
+#include "tests/test.h"
+
+#define CARD_BYTES (UINT64_C(1) << 30)
+#define COPIES_MAX 64u
+#define OBJECTS_MAX 16384u
+
+struct copy {
+    void *to;          //
+    const void *from;  // NULL: zeros
+    uint64_t bytes;    //
+};
+
+// An event: how many of all copies had been asked for when it was recorded. A stream is none.
+struct object {
+    bool is_live;
+    uint64_t copies;  // before it
+    uint64_t at;      // of all records, as a clock
+};
+
+static struct runtime {
+    pthread_mutex_t lock;      // guards everything
+    pthread_cond_t idle;       // is_busy fell
+    bool is_busy;              // cudaFree has to wait; a cudaMalloc that fails ends it
+    uint64_t allocated_bytes;  // of the card
+    uint64_t host_bytes;       // pinned
+    uint64_t calls, fail_at;   // the n-th call that may fail does; 0: none
+    cudaError_t sticky;        // of a broken device
+    cudaError_t last;          // what cudaGetLastError takes back
+    int cards, driver;         // that there are; its version
+    struct copy copies[COPIES_MAX];
+    uint64_t copies_asked, copies_done;
+    uint64_t records;
+    struct object objects[OBJECTS_MAX];  // streams and events
+} fake = {.lock = PTHREAD_MUTEX_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
+
+static void reset(void)
+{
+    fake.is_busy = false;
+    fake.calls = fake.fail_at = 0;
+    fake.sticky = fake.last = cudaSuccess;
+    fake.cards = 2;
+    fake.driver = 13000;
+    fake.copies_asked = fake.copies_done = 0;
+    memset(fake.objects, 0, sizeof fake.objects);
+}
+
+// ---- the runtime
+
+// What every call begins with: cudaSuccess to go on.
+static cudaError_t begin(void)
+{
+    pthread_mutex_lock(&fake.lock);
+    fake.calls += 1;
+    cudaError_t result = fake.sticky;
+    if (result == cudaSuccess && fake.calls == fake.fail_at) result = cudaErrorUnknown;
+    if (result != cudaSuccess) fake.last = result;
+    pthread_mutex_unlock(&fake.lock);
+    return result;
+}
+
+static void copy_until(uint64_t count)
+{
+    while (fake.copies_done < count) {
+        const struct copy *copy = &fake.copies[fake.copies_done++ % COPIES_MAX];
+        if (copy->from != NULL) {
+            memcpy(copy->to, copy->from, copy->bytes);
+        } else {
+            memset(copy->to, 0, copy->bytes);
+        }
+    }
+}
+
+static cudaError_t ask_copy(void *to, const void *from, uint64_t bytes)
+{
+    cudaError_t result = begin();
+    if (result != cudaSuccess) return result;
+    assert_true(fake.copies_asked - fake.copies_done < COPIES_MAX);
+    fake.copies[fake.copies_asked++ % COPIES_MAX] = (struct copy){to, from, bytes};
+    return cudaSuccess;
+}
+
+static cudaError_t make(void **out)
+{
+    cudaError_t result = begin();
+    for (uint32_t i = 0; i < OBJECTS_MAX && result == cudaSuccess; i++) {
+        if (fake.objects[i].is_live) continue;
+        fake.objects[i] = (struct object){.is_live = true};
+        *out = &fake.objects[i];
+        return cudaSuccess;
+    }
+    return result;
+}
+
+static void end(void *object)
+{
+    struct object *self = object;
+    assert_true(self->is_live);
+    self->is_live = false;
+}
+
+static uint32_t live_objects(void)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < OBJECTS_MAX; i++) count += fake.objects[i].is_live;
+    return count;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t last = fake.last;
+    fake.last = fake.sticky;
+    return last;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaErrorIllegalAddress ? "an illegal address" : "what the test wanted";
+}
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+    return error == cudaErrorIllegalAddress ? "cudaErrorIllegalAddress" : "cudaErrorOther";
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = fake.driver;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = fake.cards;
+    return fake.cards == 0 ? cudaErrorNoDevice : begin();
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int number)
+{
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "Card %d", number);
+    out->major = number == 1 ? 7 : 8;
+    out->minor = number == 1 ? 5 : 9;
+    for (int i = 0; i < 16; i++) out->uuid.bytes[i] = (char)(0xf0 + i);
+    return begin();
+}
+
+cudaError_t cudaSetDevice(int number)
+{
+    assert_true(number >= 0 && number < fake.cards);
+    return begin();
+}
+
+cudaError_t cudaSetDeviceFlags(unsigned flags)
+{
+    assert_int_equal(flags, cudaDeviceScheduleBlockingSync);
+    return begin();
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    pthread_mutex_lock(&fake.lock);
+    *free_bytes = CARD_BYTES - fake.allocated_bytes;
+    *total_bytes = CARD_BYTES;
+    pthread_mutex_unlock(&fake.lock);
+    return begin();
+}
+
+// The size stands in front of the memory; large pieces are never touched.
+cudaError_t cudaMalloc(void **out, size_t bytes)
+{
+    cudaError_t result = begin();
+    if (result != cudaSuccess) return result;
+    pthread_mutex_lock(&fake.lock);
+    bool fits = bytes <= CARD_BYTES - fake.allocated_bytes;
+    if (fits) {
+        fake.allocated_bytes += bytes;
+    } else {
+        fake.is_busy = false;
+        fake.last = cudaErrorMemoryAllocation;
+        pthread_cond_broadcast(&fake.idle);
+    }
+    pthread_mutex_unlock(&fake.lock);
+    if (!fits) return cudaErrorMemoryAllocation;
+    uint64_t *memory = malloc(bytes + 16);
+    assert_non_null(memory);
+    memory[0] = bytes;
+    *out = memory + 2;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *memory)
+{
+    cudaError_t result = begin();
+    if (memory == NULL) return result;
+    uint64_t *start = (uint64_t *)memory - 2;
+    pthread_mutex_lock(&fake.lock);
+    while (fake.is_busy) pthread_cond_wait(&fake.idle, &fake.lock);
+    fake.allocated_bytes -= start[0];
+    pthread_mutex_unlock(&fake.lock);
+    free(start);
+    return result;
+}
+
+cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
+{
+    assert_int_equal(flags, cudaHostAllocDefault);
+    cudaError_t result = begin();
+    if (result != cudaSuccess) return result;
+    *out = malloc(bytes);
+    fake.host_bytes += bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *memory)
+{
+    free(memory);
+    fake.host_bytes = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
+{
+    assert_int_equal(flags, cudaStreamNonBlocking);
+    return make((void **)out);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    end(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
+{
+    assert_true((flags & cudaEventBlockingSync) != 0);  // else a wait would spin
+    return make((void **)out);
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    end(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    (void)stream;
+    cudaError_t result = begin();
+    struct object *self = (struct object *)event;
+    self->copies = fake.copies_asked;
+    self->at = ++fake.records;
+    return result;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    cudaError_t result = begin();
+    if (result == cudaSuccess) copy_until(((struct object *)event)->copies);
+    return result;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
+{
+    *ms = (float)(((struct object *)to)->at - ((struct object *)from)->at);
+    return begin();
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    (void)kind;
+    (void)stream;
+    return ask_copy(to, from, bytes);
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                              size_t width, size_t rows, enum cudaMemcpyKind kind,
+                              cudaStream_t stream)
+{
+    (void)kind;
+    (void)stream;
+    cudaError_t result = cudaSuccess;
+    for (size_t row = 0; row < rows && result == cudaSuccess; row++) {
+        result =
+            ask_copy((char *)to + row * to_pitch, (const char *)from + row * from_pitch, width);
+    }
+    return result;
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
+{
+    (void)stream;
+    assert_int_equal(value, 0);
+    return ask_copy(to, NULL, bytes);
+}
+
+// ---- the tests
+
+static struct gpu_card *open_card(void)
+{
+    struct gpu_card *card = NULL;
+    reset();
+    assert_int_equal(gpu_open(&card, 0, NULL), STATUS_OK);
+    return card;
+}
+
+static void cards_are_counted_and_old_ones_refused(void **state)
+{
+    (void)state;
+    struct gpu_count found;
+    struct gpu_card *card = NULL;
+    struct error error;
+    reset();
+    assert_int_equal(gpu_probe(&found, &error), STATUS_OK);
+    assert_int_equal(found.count, 2);
+    assert_int_equal(found.usable, 1);
+    assert_string_equal(found.refusal, "cuda:1: Card 1 has compute capability 7.5, 8.0 is needed");
+    assert_non_null(strstr(found.driver, "CUDA 13.0"));
+    assert_int_equal(gpu_open(&card, 1, &error), STATUS_UNAVAILABLE);
+    assert_int_equal(gpu_open(&card, 2, &error), STATUS_NOT_FOUND);
+    fake.cards = 0;
+    assert_int_equal(gpu_probe(&found, &error), STATUS_UNAVAILABLE);
+    fake.driver = 0;
+    assert_int_equal(gpu_probe(&found, &error), STATUS_UNAVAILABLE);
+    assert_non_null(strstr(error.message, "libcuda.so.1"));
+}
+
+static void a_card_says_what_it_is(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    const struct gpu_facts *facts = gpu_describe(card);
+    assert_string_equal(facts->label, "Card 0");
+    assert_string_equal(facts->capability, "8.9");
+    assert_string_equal(facts->uuid, "GPU-f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff");
+    uint32_t number = 9;
+    const char *rest = NULL;
+    assert_true(gpu_driver_takes("cuda:12:f16", &number, &rest));
+    assert_int_equal(number, 12);
+    assert_string_equal(rest, ":f16");
+    assert_false(gpu_driver_takes("emulated", &number, &rest));
+    gpu_close(&card);
+}
+
+// While the device is busy cudaFree would wait: we do not, what we freed counts as free, and who
+// needs it waits no longer than it takes.
+static void freeing_never_waits_and_is_believed_at_once(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_memory memory;
+    void *large = NULL;
+    void *larger = NULL;
+    assert_int_equal(gpu_allocate(card, 600u << 20, &large, NULL), STATUS_OK);
+    assert_int_equal(gpu_read_memory(card, &memory, NULL), STATUS_OK);
+    assert_int_equal(memory.used_bytes, 600u << 20);
+    assert_int_equal(memory.free_bytes, CARD_BYTES - (600u << 20));
+    fake.is_busy = true;
+    gpu_free(card, large, 600u << 20);
+    assert_int_equal(gpu_read_memory(card, &memory, NULL), STATUS_OK);
+    assert_int_equal(memory.used_bytes, 0);
+    assert_int_equal(memory.free_bytes, CARD_BYTES);
+    assert_int_equal(gpu_allocate(card, 900u << 20, &larger, NULL), STATUS_OK);
+    struct error error;
+    assert_int_equal(gpu_allocate(card, 900u << 20, &large, &error), STATUS_RESOURCE_EXHAUSTED);
+    assert_int_equal(fake.last, cudaSuccess);  // taken back
+    gpu_free(card, larger, 900u << 20);
+    gpu_close(&card);
+    assert_int_equal(fake.allocated_bytes, 0);
+}
+
+static void count_up(void *context, void *to, uint64_t first, uint64_t count)
+{
+    (void)context;
+    uint32_t *numbers = to;
+    for (uint64_t i = 0; i < count; i++) numbers[i] = (uint32_t)(first + i);
+}
+
+#define NUMBERS (UINT64_C(5) << 20)
+
+static void an_upload_of_several_pieces_arrives_whole(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    const struct gpu_source source = {
+        .fill = count_up, .count = NUMBERS, .element_bytes = sizeof(uint32_t)};
+    void *memory = NULL;
+    assert_int_equal(gpu_allocate(card, NUMBERS * 4, &memory, NULL), STATUS_OK);
+    for (int time = 0; time < 2; time++) {
+        memset(memory, 0xff, NUMBERS * 4);
+        assert_int_equal(gpu_upload(card, memory, &source, NULL), STATUS_OK);
+        const uint32_t *numbers = memory;
+        uint64_t right = 0;
+        while (right < NUMBERS && numbers[right] == right) right++;
+        assert_int_equal(right, NUMBERS);
+    }
+    assert_in_range(fake.host_bytes, 1, 16u << 20);
+    gpu_free(card, memory, NUMBERS * 4);
+    gpu_close(&card);
+    assert_int_equal(fake.host_bytes, 0);
+    assert_int_equal(live_objects(), 0);
+}
+
+// A run of a few steps and its times; returns how it ended.
+static enum status run(struct gpu_stream *stream, void *memory, char *host)
+{
+    const struct gpu_plane line = {.width = 4, .rows = 1};
+    const struct gpu_plane plane = {.width = 2, .rows = 2, .to_pitch = 2, .from_pitch = 4};
+    gpu_stream_reset(stream);
+    for (uint32_t i = 0; i < 20; i++) {
+        gpu_zero(stream, memory, 16);
+        gpu_copy_in(stream, memory, host, plane);
+        gpu_step_end(stream, i);
+        if (i + 1 >= GPU_STEPS_MAX) gpu_step_wait(stream, i + 1 - GPU_STEPS_MAX);
+    }
+    gpu_copy_out(stream, host + 8, memory, line);
+    return gpu_stream_wait(stream, NULL);
+}
+
+static void a_traced_run_has_a_time_for_every_step(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_signals signals = {.is_cancelled = 0};
+    struct gpu_stream *stream = NULL;
+    char host[16] = "abcdefgh";
+    uint64_t times[21];
+    void *memory = NULL;
+    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    for (int time = 0; time < 4; time++) {
+        assert_int_equal(gpu_stream_trace(stream, time == 1 || time == 2, NULL), STATUS_OK);
+        assert_int_equal(run(stream, memory, host), STATUS_OK);
+        assert_memory_equal(host + 8, "abef", 4);
+        uint32_t known = gpu_stream_times(stream, times, 20);
+        assert_int_equal(known, time == 1 || time == 2 ? 20 : 0);
+        for (uint32_t i = 0; i < known; i++) assert_true(times[i] < times[i + 1]);
+    }
+    __atomic_store_n(&signals.is_cancelled, 1, __ATOMIC_RELAXED);
+    assert_int_equal(run(stream, memory, host), STATUS_CANCELLED);
+    gpu_stream_destroy(&stream);
+    gpu_free(card, memory, 16);
+    gpu_close(&card);
+    assert_int_equal(live_objects(), 0);
+}
+
+static void a_failure_that_stays_means_that_the_device_is_broken(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_signals signals = {.is_cancelled = 0};
+    struct gpu_stream *stream = NULL;
+    struct gpu_memory told;
+    char host[16] = "";
+    void *memory = NULL;
+    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    fake.fail_at = fake.calls + 9;
+    assert_int_equal(run(stream, memory, host), STATUS_INTERNAL);
+    assert_int_equal(run(stream, memory, host), STATUS_OK);
+    fake.sticky = cudaErrorIllegalAddress;
+    assert_int_equal(run(stream, memory, host), STATUS_UNAVAILABLE);
+    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_UNAVAILABLE);
+    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_UNAVAILABLE);
+    gpu_stream_destroy(&stream);
+    gpu_free(card, memory, 16);
+    gpu_close(&card);
+}
+
+// Everything once, with the n-th call failing; true when all went well.
+static bool do_everything(void)
+{
+    struct gpu_card *card = NULL;
+    struct gpu_signals signals = {.is_cancelled = 0};
+    struct gpu_stream *stream = NULL;
+    struct gpu_memory told;
+    const struct gpu_source source = {
+        .fill = count_up, .count = 4, .element_bytes = sizeof(uint32_t)};
+    char host[16] = "";
+    uint64_t times[21];
+    void *memory = NULL;
+    enum status status = gpu_open(&card, 0, NULL);
+    if (status == STATUS_OK) status = gpu_allocate(card, 16, &memory, NULL);
+    if (status == STATUS_OK) status = gpu_upload(card, memory, &source, NULL);
+    if (status == STATUS_OK) status = gpu_read_memory(card, &told, NULL);
+    if (status == STATUS_OK) status = gpu_stream_create(&stream, card, &signals, NULL);
+    if (status == STATUS_OK) status = gpu_stream_trace(stream, true, NULL);
+    if (status == STATUS_OK) status = run(stream, memory, host);
+    bool is_whole = status == STATUS_OK && gpu_stream_times(stream, times, 20) == 20;
+    gpu_stream_destroy(&stream);
+    if (card != NULL) gpu_free(card, memory, 16);
+    gpu_close(&card);
+    return is_whole;
+}
+
+static void any_call_of_the_runtime_may_fail_and_nothing_is_left_behind(void **state)
+{
+    (void)state;
+    uint64_t failures = 0;
+    bool is_whole = false;
+    uint64_t number = 0;
+    while (!is_whole || fake.calls >= number) {
+        reset();
+        fake.fail_at = ++number;
+        is_whole = do_everything();
+        failures += !is_whole;
+        assert_int_equal(live_objects(), 0);
+        assert_int_equal(fake.allocated_bytes, 0);
+        assert_int_equal(fake.host_bytes, 0);
+        assert_true(number < 1000);
+    }
+    assert_in_range(failures, 50, number);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(cards_are_counted_and_old_ones_refused),
+        cmocka_unit_test(a_card_says_what_it_is),
+        cmocka_unit_test(freeing_never_waits_and_is_believed_at_once),
+        cmocka_unit_test(an_upload_of_several_pieces_arrives_whole),
+        cmocka_unit_test(a_traced_run_has_a_time_for_every_step),
+        cmocka_unit_test(a_failure_that_stays_means_that_the_device_is_broken),
+        cmocka_unit_test(any_call_of_the_runtime_may_fail_and_nothing_is_left_behind),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
