@@ -13,6 +13,10 @@
 #include "base/text.h"
 #include "tests/test.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 static void an_error_has_status_and_sentence(void **state)
 {
     (void)state;
@@ -186,6 +190,10 @@ static void sealed_pages_can_be_read_and_not_written(void **state)
     memset(pages.data, 7, 100);
     assert_int_equal(pages_seal(&pages, 100, &error), STATUS_OK);
     assert_int_equal(((const uint8_t *)pages.data)[99], 7);
+#ifdef __SANITIZE_ADDRESS__
+    assert_false(__asan_address_is_poisoned((char *)pages.data + 127));
+    assert_true(__asan_address_is_poisoned((char *)pages.data + 128));
+#endif
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
