@@ -64,13 +64,10 @@ def newest_c_library(paths):
     return ".".join(map(str, max(versions)))
 
 
-def cards_of(path):
-    """For which cards a library has code: the names stand in its sections; None without the toolkit's cuobjdump."""
-    tool = shutil.which("cuobjdump") or "/usr/local/cuda/bin/cuobjdump"
-    if os.path.exists(tool):
-        done = subprocess.run([tool, "--list-elf", path], capture_output=True, text=True)
-        return set(re.findall(r"\.sm_(\w+)\.cubin", done.stdout))
-    return None
+def cards_of(folder):
+    """The cards for which every kernel file was compiled, as ptxas told its logs."""
+    logs = [path.read_text() for path in folder.glob("cuda/*.log")]
+    return set.intersection(*[set(re.findall(r"for 'sm_(\w+)'", log)) for log in logs]) if logs else set()
 
 
 def copy(programs):
@@ -99,18 +96,18 @@ def make(folder):
     if missing:
         print(f"dev gpu: not built: {', '.join(missing)}", file=sys.stderr)
         return 1
-    cards = cards_of(programs.path("libluna_cuda.so"))
-    if cards is not None and not CARDS <= cards:
+    cards = cards_of(folder)
+    if not CARDS <= cards:
         print(f"dev gpu: libluna_cuda.so has no code for {', '.join(sorted(CARDS - cards))}", file=sys.stderr)
         return 1
     files = copy(programs)
     total = sum(path.stat().st_size for path in BUNDLE.rglob("*") if path.is_file())
     manifest = {"commit": commit_of_tree(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "bytes": total,
-                "glibc": newest_c_library(files), "cards": sorted(cards) if cards else "not looked at",
+                "glibc": newest_c_library(files), "cards": sorted(cards),
                 "files": sorted(str(p.relative_to(BUNDLE)) for p in BUNDLE.rglob("*") if p.is_file())}
     (BUNDLE / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     say(f"{BUNDLE}: {total / (1 << 20):.1f} MiB, {len(files)} programs and libraries, glibc {manifest['glibc']} or "
-        f"newer, cards {manifest['cards']}")
+        f"newer, cards {' '.join(manifest['cards'])}")
     if total > LIMIT:
         print(f"dev gpu: the bundle has {total} bytes, more than {LIMIT}", file=sys.stderr)
         return 1

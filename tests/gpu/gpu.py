@@ -111,10 +111,11 @@ def is_wanted(options, name, step):
 
 
 def find_programs(options):
-    build = options.build.resolve()
-    if (BUNDLE / "manifest.json").exists() and not options.dry_run and options.build == ROOT / "build":
-        return Programs.of_bundle(BUNDLE)
-    return Programs(build)
+    """The bundle's if there is one; a dry run where Luna was built is about what was built."""
+    built = Programs(options.build.resolve())
+    if not (BUNDLE / "manifest.json").exists() or (built.has("gpu_run") and options.dry_run):
+        return built
+    return built if options.build != ROOT / "build" else Programs.of_bundle(BUNDLE)
 
 
 def main():

@@ -287,7 +287,8 @@ def torch_side(walk):
     if not out.exists():
         raise Failed(f"ended with {code}: {walk.last_of_log()}")
     theirs = walk.numbers["torch"] = json.loads(out.read_text())
-    return f"torch {theirs['version']}, {len(theirs['ms'])} rows" + ("" if code == 0 else f", ended with {code}")
+    problems = theirs["problems"] + ([f"ended with {code}"] if code != 0 else [])
+    return "; ".join([f"torch {theirs['version']}, {len(theirs['ms'])} rows", *problems])
 
 
 def beside(walk, what):

@@ -12,11 +12,13 @@ import json
 import pathlib
 import sys
 import time
+import traceback
 
 import torch
 import torch.nn.functional as F
 
 GROUPS, EPSILON = 32, 1e-6
+DEVICE = "cuda"
 TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 
 
@@ -146,9 +148,9 @@ class Side:
     def __init__(self, scratch, out, side, seconds):
         self.scratch, self.out, self.side = pathlib.Path(scratch), pathlib.Path(out), side
         self.end = time.monotonic() + seconds
-        self.found = {"version": torch.__version__, "ms": {}, "errors": {}}
-        self.latent = read_floats(self.scratch / "latent.f32", (1, 4, side // 8, side // 8), "cuda")
-        self.image = read_floats(self.scratch / "image.f32", (1, side, side, 3), "cuda").permute(0, 3, 1, 2) * 2 - 1
+        self.found = {"version": torch.__version__, "ms": {}, "errors": {}, "problems": []}
+        self.latent = read_floats(self.scratch / "latent.f32", (1, 4, side // 8, side // 8), DEVICE)
+        self.image = read_floats(self.scratch / "image.f32", (1, side, side, 3), DEVICE).permute(0, 3, 1, 2) * 2 - 1
 
     def keep(self):
         self.out.write_text(json.dumps(self.found))
@@ -169,11 +171,20 @@ class Side:
         self.found["ms"][name] = sorted(times)[len(times) // 2]
         self.keep()
 
+    def attempt(self, work, *given):
+        """What cannot be measured here costs only itself."""
+        try:
+            return work(*given)
+        except Exception as error:
+            traceback.print_exc()
+            self.found["problems"].append(f"{work.__name__}: {error}"[:300])
+            self.keep()
+
     def roofline(self):
-        a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
         self.time("gemm", lambda: a @ b)
         self.found["gemm_tflop_s"] = 2 * 8192**3 / self.found["ms"].pop("gemm") / 1e9
-        a = torch.empty(1 << 30, device="cuda", dtype=torch.uint8).random_()
+        a = torch.empty(1 << 30, device=DEVICE, dtype=torch.uint8).random_()
         b = torch.empty_like(a)
         self.time("copy", lambda: b.copy_(a))
         self.found["copy_gb_s"] = 2 * (1 << 30) / self.found["ms"].pop("copy") / 1e6
@@ -181,10 +192,10 @@ class Side:
 
     def vae(self):
         vae = self.scratch / "models" / "vae.safetensors"
-        exact = read(vae, "cuda", torch.float32)
+        exact = read(vae, DEVICE, torch.float32)
         wanted_image, wanted_latent = pixels(decode(exact, self.latent)), encode(exact, self.image)
         del exact
-        w = read(vae, "cuda", torch.bfloat16)
+        w = read(vae, DEVICE, torch.bfloat16)
         latent, image = self.latent.bfloat16(), self.image.bfloat16()
         self.found["errors"] = {"image": distance(pixels(decode(w, latent)), wanted_image),
                                 "latent": distance(encode(w, image), wanted_latent)}
@@ -203,18 +214,16 @@ class Side:
         self.time("encode channels_last bf16", lambda: encode(last, image_last), 10)
         return w, last
 
-    def text(self):
-        for mode, dtype in (("faithful", torch.float32), ("fast", torch.float16)):
-            narrow, wide = (read(self.scratch / "models" / f"clip_{part}.safetensors", "cuda", dtype) for part in "lg")
-            generator = torch.Generator().manual_seed(1)
-            ids = torch.randint(0, 49000, (2, 77), generator=generator).cuda()
-            ids[:, 20:] = 49407
-            kind = str(dtype).split(".")[1]
-            self.time(f"text {mode} eager {kind}", lambda: both(narrow, wide, ids))
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                both(narrow, wide, ids)
-            self.time(f"text {mode} graph {kind}", graph.replay)
+    def text(self, mode, dtype):
+        narrow, wide = (read(self.scratch / "models" / f"clip_{part}.safetensors", DEVICE, dtype) for part in "lg")
+        ids = torch.randint(0, 49000, (2, 77), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        ids[:, 20:] = 49407
+        kind = str(dtype).split(".")[1]
+        self.time(f"text {mode} eager {kind}", lambda: both(narrow, wide, ids))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            both(narrow, wide, ids)
+        self.time(f"text {mode} graph {kind}", graph.replay)
 
     def compiled(self, w, last):
         """Last, because compiling takes long."""
@@ -232,10 +241,12 @@ def measure(scratch, out, side, seconds):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     self = Side(scratch, out, int(side), float(seconds))
     with torch.no_grad():
-        self.roofline()
-        w, last = self.vae()
-        self.text()
-        self.compiled(w, last)
+        self.attempt(self.roofline)
+        weights = self.attempt(self.vae)
+        self.attempt(self.text, "faithful", torch.float32)
+        self.attempt(self.text, "fast", torch.float16)
+        if weights:
+            self.attempt(self.compiled, *weights)
     self.keep()
 
 
