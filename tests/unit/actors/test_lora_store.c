@@ -571,7 +571,8 @@ static void a_stack_that_is_released_before_its_answer_holds_nothing(void **stat
     kit_entry(&body, "style", 1.0f);
     uint64_t job = kit_post_stack(self, &body, NULL, 0);
     kit_release(self, job);
-    luna_StackResolved resolved = kit_resolve(self, "style");  // the first answer is not sent
+    luna_StackResolved resolved =
+        kit_resolve(self, "style");  // the first answer counts for nothing
     assert_int_equal(resolved.code, luna_Code_OK);
     kit_release(self, resolved.job);
     luna_LoraReply reply;
