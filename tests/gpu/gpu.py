@@ -47,6 +47,7 @@ class Walk:
         self.end = time.monotonic() + options.seconds
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="luna-gpu-"))
         self.log_path = options.out.with_suffix(".log")
+        self.trace_path = options.out.with_suffix(".trace.json")
         self.log_file = open(self.log_path, "w", buffering=1)
         self.facts = {"commit": programs.manifest.get("commit") or commit_of_tree(), "device": self.device,
                       "programs": programs.what, "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}

@@ -250,13 +250,15 @@ class Daemon:
         return done
 
     def executor(self):
-        devices = json.loads(self.cli("status", "--json").stdout)["devices"]
+        status = self.cli("status", "--json").stdout
+        self.walk.log(status)
+        devices = json.loads(status)["devices"]
         return next((d["executor_pid"] for d in devices if d["name"] == self.walk.device), 0)
 
-    def bench(self, side, clients, seconds, mix="decode"):
-        """Requests answered per second, and how long half of them took at most."""
-        done = self.cli("bench", "--clients", clients, "--mix", mix, "--size", f"{side}x{side}", "--duration", seconds,
-                        "--json", seconds=seconds + 60)
+    def bench(self, side, clients, seconds, *words):
+        """What luna bench says of decodes: requests answered per second, percentiles, errors."""
+        done = self.cli("bench", "--clients", clients, "--mix", "decode", "--size", f"{side}x{side}", "--duration",
+                        seconds, "--json", *words, seconds=seconds + 60)
         self.walk.log(done.stdout)
         return json.loads(done.stdout)
 

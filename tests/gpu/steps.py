@@ -399,6 +399,20 @@ def bench_clients(walk):
     return f"{rate:.1f} per second, {ratio:.2f} of one lane's"
 
 
+def daemon_trace(walk):
+    """What the daemon did for two clients in a second, for Chrome's viewer: beside the results."""
+    path = walk.trace_path
+    with Daemon(walk, [walk.vae]) as daemon:
+        daemon.bench(walk.side, 1, 1)
+        daemon.bench(walk.side, 2, 1, "--trace", path)
+    document = json.loads(path.read_text())
+    events = document["traceEvents"] if isinstance(document, dict) else document
+    kernels = [event for event in events if "convolution" in str(event.get("name"))]
+    if not kernels:
+        raise Failed(f"{len(events)} events and no convolution among them")
+    return f"{len(events)} events, {len(kernels)} convolutions"
+
+
 # ---- faults
 
 
@@ -639,7 +653,7 @@ STEPS = [
     ("roofline", roofline), ("PyTorch", torch_side), ("bf16 beside PyTorch", beside_torch),
     ("decode, encode", bench_images), ("CLIP-L + G", bench_text), ("time by operation", bench_kernels),
     ("device memory", bench_memory),
-    ("8 clients", bench_clients),
+    ("8 clients", bench_clients), ("trace of the daemon", daemon_trace),
     ("OOM shim", oom_shim), ("OOM at each allocation", oom), ("memory hog", hog), ("memory hog, daemon", hog_daemon),
     ("executor killed", kill),
     ("sanitizer: memcheck", sanitize_memory), ("sanitizer: racecheck", sanitize_races),
