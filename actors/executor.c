@@ -108,15 +108,27 @@ void executor_report(struct executor *self)
     report->epoch = self->arguments.epoch;
     report->memory_total_bytes = self->ledger.total_bytes;
     report->memory_free_bytes = ledger_free(&self->ledger);
+    self->told_free_bytes = report->memory_free_bytes;
     report->weights_bytes = self->ledger.weights_bytes + self->ledger.stack_bytes;
     report->reserved_bytes = self->ledger.reserved_bytes;
     executor_tell(self, WATCH_SCALER, &letter);
     executor_tell(self, WATCH_REGISTRY, &letter);
 }
 
-static void on_report(void *state)
+// Others on the same card come and go without a word.
+static bool has_changed(struct executor *self)
+{
+    executor_read_memory(self);
+    uint64_t now = ledger_free(&self->ledger);
+    uint64_t before = self->told_free_bytes;
+    return (now > before ? now - before : before - now) >= EXECUTOR_CHANGE_BYTES;
+}
+
+static void on_look(void *state)
 {
     struct executor *self = state;
+    self->looks = (self->looks + 1) % EXECUTOR_LOOKS_A_REPORT;
+    if (self->looks != 0 && !(self->is_gpu && has_changed(self))) return;
     uint64_t distrust_ns = EXECUTOR_DISTRUST_MS * UINT64_C(1000000);
     if (self->distrusted_ns != 0 && executor_now(self) - self->distrusted_ns >= distrust_ns) {
         ledger_trust(&self->ledger);
@@ -220,7 +232,7 @@ static enum status watch_edges(struct executor *self, struct error *error)
                                  &self->watches[WATCH_WORKERS], error);
     }
     if (status == STATUS_OK) {
-        status = loop_add_timer(loop, 1, EXECUTOR_REPORT_MS, on_report, self, &self->report, error);
+        status = loop_add_timer(loop, 1, EXECUTOR_LOOK_MS, on_look, self, &self->report, error);
     }
     return status;
 }
@@ -313,6 +325,7 @@ static enum status executor_create(void **state, const struct actor_context *con
     if (self == NULL)
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the executor");
     self->context = context;
+    self->looks = EXECUTOR_LOOKS_A_REPORT - 1;  // the first look reports
     self->arguments = *(const struct executor_arguments *)arguments;
     self->host = (struct actor_host){
         .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};

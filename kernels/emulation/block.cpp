@@ -32,7 +32,7 @@ options options_from_environment()
     options made{};
     made.seed = number_from_environment("LUNA_EMULATION_SEED", 0);
     made.worst_approximation = number_from_environment("LUNA_EMULATION_WORST", 0) != 0;
-    made.device_bytes = number_from_environment("LUNA_EMULATION_BYTES", UINT64_C(2) << 30);
+    made.device_bytes = number_from_environment("LUNA_EMULATION_BYTES", UINT64_C(8) << 30);
     made.fail_at = number_from_environment("LUNA_EMULATION_FAIL_AT", 0);
     made.break_at = number_from_environment("LUNA_EMULATION_BREAK_AT", 0);
     made.shared_bytes = 99u << 10;

@@ -136,7 +136,7 @@ def test_a_processor_has_no_bf16():
 
 
 def test_auto_serves_from_every_card(make_daemon, cards):
-    daemon = make_daemon(environment={**cards(2), "LUNA_EMULATION_BYTES": str(8192 * MB)})
+    daemon = make_daemon(environment=cards(2))
     wait_until(lambda: len(daemon.status().devices) == 2, 10, "two devices report")
     status = daemon.status()
     assert sorted(d.name for d in status.devices) == ["cuda:0", "cuda:1"]
@@ -222,6 +222,18 @@ def test_a_hog_beside_us_keeps_a_second_worker_away_until_it_goes(make_emulated,
     second = events.wait(lambda t, m: t == "scaling.up" and m.workers == 2, 10, "a second worker")
     assert second.free_bytes >= second.plan_bytes + second.margin_bytes
     assert all(client.receive()[0].code == pb.OK for _ in range(5))
+
+
+def test_what_others_take_is_known_before_the_second_is_over(make_emulated, faults):
+    daemon = make_emulated()
+    taken = []
+    for _ in range(3):
+        for hog in (100 * MB, 0):
+            faults.set("hog", hog)
+            begun = time.monotonic()
+            wait_until(lambda: device(daemon).memory_free_bytes == 256 * MB - hog, 5, "the executor sees it")
+            taken.append(time.monotonic() - begun)
+    assert sorted(taken)[len(taken) // 2] <= 0.6 * PATIENCE, taken
 
 
 def test_an_idle_model_makes_room_for_another(make_emulated, faults):
