@@ -2,6 +2,7 @@
 
     bin/            our programs, stripped
     lib/            our libraries, and those of Debian that they need beside the C library
+    lib/cpp/        the C++ library, for machines without one: theirs goes first, tools of CUDA may need a newer one
     data/           listings and references of tests/golden
     manifest.json   commit, date, files, the newest C library that is asked for
 
@@ -73,7 +74,7 @@ def cards_of(folder):
 def copy(programs):
     """Fills the folder; returns the paths of everything that can be executed or loaded."""
     shutil.rmtree(BUNDLE, ignore_errors=True)
-    for name in ("bin", "lib", "data"):
+    for name in ("bin", "lib", "lib/cpp", "data"):
         (BUNDLE / name).mkdir(parents=True)
     for folder, names in (("bin", PROGRAMS), ("lib", LIBRARIES)):
         for name in names:
@@ -82,8 +83,8 @@ def copy(programs):
         shutil.copy(path, BUNDLE / "data" / name)
     ours = [BUNDLE / "bin" / name for name in PROGRAMS] + [BUNDLE / "lib" / name for name in LIBRARIES]
     for name, path in sorted(needed_libraries(ours).items()):
-        shutil.copy(path, BUNDLE / "lib" / name)
-    return [path for folder in ("bin", "lib") for path in (BUNDLE / folder).iterdir()]
+        shutil.copy(path, BUNDLE / ("lib/cpp" if re.match(r"lib(stdc\+\+|gcc_s)\.", name) else "lib") / name)
+    return [path for path in BUNDLE.rglob("*") if path.is_file() and path.parent.name != "data"]
 
 
 def make(folder):

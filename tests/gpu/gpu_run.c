@@ -489,13 +489,14 @@ static enum status open_all(struct bench *self, char **words, int count, struct 
 
 int main(int argc, char **argv)
 {
-    struct bench *self = calloc(1, sizeof *self);
     struct error error = {.status = STATUS_OK};
     char line[LINE_BYTES];
-    if (argc < 5 || self == NULL) {
+    if (argc < 5) {
         fprintf(stderr, "usage: gpu_run DEVICE faithful|fast THREADS FILE...\n");
         return 2;
     }
+    struct bench *self = calloc(1, sizeof *self);
+    if (self == NULL) return 1;
     enum status status = open_all(self, argv + 1, argc - 1, &error);
     if (status == STATUS_OK) {
         json_t *ready = json_pack("{s:s}", "ready", device_info(self->device)->label);

@@ -45,6 +45,10 @@ class Programs:
         self = cls(bundle)
         self.manifest = json.loads((bundle / "manifest.json").read_text())
         self.library_path = [bundle / "lib"]
+        try:
+            ctypes.CDLL("libstdc++.so.6")
+        except OSError:
+            self.library_path.append(bundle / "lib" / "cpp")
         self.folders = [bundle / "bin", bundle / "lib"]
         self.data = {name: bundle / "data" / name for name in self.data}
         for path in (bundle / "bin").iterdir():
