@@ -4,7 +4,9 @@ The formulas are those that everybody uses: a model file whose weights were chan
 encode as the unchanged model does with the adapter.
 """
 
+import struct
 import sys
+import zipfile
 
 import numpy as np
 
@@ -50,9 +52,38 @@ def write(path, tensors):
     return path
 
 
+def write_torch(path, tensors, extra=b""):
+    """What torch.save writes, of contiguous tensors: a zip of storages and a pickle (protocol 2)."""
+    kinds = {"<f4": "FloatStorage", "<f2": "HalfStorage"}
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def number(value):
+        return b"J" + struct.pack("<i", value)
+
+    def numbers(values):
+        return b"(" + b"".join(number(value) for value in values) + b"t"
+
+    body = b"\x80\x02" + extra + b"}("
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, (name, array) in enumerate(tensors.items()):
+            array = np.asarray(array)
+            archive.writestr(f"archive/data/{i}", array.tobytes())
+            strides = [stride // array.itemsize for stride in array.strides]
+            body += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            body += text("storage") + b"ctorch\n" + kinds[array.dtype.str].encode() + b"\n"
+            body += text(str(i)) + text("cpu") + number(array.size) + b"tQ"
+            body += number(0) + numbers(array.shape) + numbers(strides)
+            body += b"\x89ccollections\nOrderedDict\n)RtR"
+        archive.writestr("archive/data.pkl", body + b"u.")
+    return path
+
+
 def relative(a, b):
     """The distance of two answers, beside the second's length."""
     return np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64))
 
 
-__all__ = ["SD15", "SDXL", "change", "make_loha", "make_lora", "relative", "targets", "write", "write_changed"]
+__all__ = ["SD15", "SDXL", "change", "make_loha", "make_lora", "relative", "targets", "write", "write_changed",
+           "write_torch"]

@@ -7,15 +7,14 @@ import json
 import os
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 import threading
-import zipfile
 
 import numpy
 import pytest
 
+from adapters import write_torch
 from conftest import BINARY, ROOT
 from fake_daemon import CHUNK_BYTES, F_ADD_SEALS, F_SEAL_SHRINK, FakeDaemon, Shelf
 from files import pack_safetensors
@@ -75,34 +74,6 @@ def hash_of(tensors):
             state.update(size.to_bytes(8, "little"))
         state.update(array.nbytes.to_bytes(8, "little") + array.tobytes())
     return state.hexdigest()
-
-
-def write_torch(path, tensors, extra=b""):
-    """What torch.save writes, of contiguous tensors: a zip of storages and a pickle (protocol 2)."""
-    kinds = {"<f4": "FloatStorage", "<f2": "HalfStorage"}
-
-    def text(value):
-        return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-    def number(value):
-        return b"J" + struct.pack("<i", value)
-
-    def numbers(values):
-        return b"(" + b"".join(number(value) for value in values) + b"t"
-
-    body = b"\x80\x02" + extra + b"}("
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, (name, array) in enumerate(tensors.items()):
-            array = numpy.asarray(array)
-            archive.writestr(f"archive/data/{i}", array.tobytes())
-            strides = [stride // array.itemsize for stride in array.strides]
-            body += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
-            body += text("storage") + b"ctorch\n" + kinds[array.dtype.str].encode() + b"\n"
-            body += text(str(i)) + text("cpu") + number(array.size) + b"tQ"
-            body += number(0) + numbers(array.shape) + numbers(strides)
-            body += b"\x89ccollections\nOrderedDict\n)RtR"
-        archive.writestr("archive/data.pkl", body + b"u.")
-    return path
 
 
 # ---- hashes
