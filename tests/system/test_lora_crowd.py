@@ -46,7 +46,7 @@ def make_request(luck, number):
     """(header, body, payloads) of the next deed."""
     which = luck.randrange(4)
     name = f"put-{number % 2}-{which}"
-    deed = luck.choice(["put", "put", "name", "name", "name", "get", "scan", "encode", "encode", "encode"])
+    deed = luck.choice(["put"] * 3 + ["name"] * 5 + ["get"] * 2 + ["scan"] * 2 + ["encode"] * 2)
     if deed == "put":
         data = UPLOADS[which]
         return request(pb.LORA_PUT, [("file", pb.U8, [len(data)], len(data))]), pb.LoraPut(name=name), [data]
