@@ -69,6 +69,12 @@ const struct device_info *device_info(const struct device *device)
     return &device->info;
 }
 
+bool device_has_memory(const struct device *device)
+{
+    assert(device != NULL);
+    return device->class->memory != NULL;
+}
+
 enum status device_memory(const struct device *device, struct device_memory *out,
                           struct error *error)
 {

@@ -78,6 +78,11 @@ void device_close(struct device **device_p);
 // Thread:    any.
 const struct device_info *device_info(const struct device *device);
 
+// True for a device with memory of its own: weights are copied there, and their parts are read no
+// more once they are created. False where the device works on the system's memory.
+// Thread:    any.
+bool device_has_memory(const struct device *device);
+
 struct device_memory {
     uint64_t total_bytes;  // of the card
     uint64_t free_bytes;   // as the driver tells it, all processes counted
@@ -127,8 +132,8 @@ struct weight_source {
 };
 
 // Prepares a tensor for the device.
-// Ownership: the caller owns *out. The device may keep reading the parts until the weight is
-//            destroyed, so they must live as long and stay unchanged.
+// Ownership: the caller owns *out. A device without memory of its own keeps reading the parts until
+//            the weight is destroyed, so they must live as long and stay unchanged.
 // Errors:    INVALID_ARGUMENT for dims, dtype or parts out of range; RESOURCE_EXHAUSTED.
 // Thread:    any; the result may be read by all lanes of the device at once.
 enum status weight_create(struct weight **out, struct device *device,

@@ -130,7 +130,8 @@ static void find_part(struct loader *self, struct weight_source *source, const c
     }
     source->dtype = tensor->dtype;
     source->parts[source->parts_count++] = straight_data(self, tensor);
-    if (self->network->base == NULL || is_touched(self, name)) {
+    bool is_own = self->network->base == NULL || is_touched(self, name);
+    if (is_own && !device_has_memory(self->device)) {
         self->network->bytes += tensor->bytes;
     }
 }

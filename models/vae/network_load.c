@@ -88,7 +88,7 @@ static void find_part(struct loader *self, struct weight_source *source, const c
     }
     source->dtype = tensor->dtype;
     source->parts[source->parts_count++] = tensor->data;
-    self->network->bytes += tensor->bytes;
+    if (!device_has_memory(self->network->device)) self->network->bytes += tensor->bytes;
 }
 
 static bool make_room(struct network *self)

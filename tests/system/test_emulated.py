@@ -170,7 +170,8 @@ def test_the_emulated_device_answers_with_the_numbers_of_the_cpu(make_emulated, 
 
 
 def test_a_gpu_decodes_in_bf16_and_encodes_texts_faithfully(make_emulated, cpu):
-    with luna.connect(make_emulated().ipc) as client:
+    daemon = make_emulated()
+    with luna.connect(daemon.ipc) as client:
         latent = random_latent(1, 2, 3)
         off = np.abs(client.decode_latent(latent) - cpu.decode_latent(latent)).max()
         assert 1e-4 < off <= 5e-2
@@ -180,6 +181,23 @@ def test_a_gpu_decodes_in_bf16_and_encodes_texts_faithfully(make_emulated, cpu):
 
 
 # ---- memory
+
+
+def test_the_ledger_and_the_driver_agree_to_the_byte(make_emulated):
+    daemon = make_emulated()
+    client = daemon.connect()
+    client.decode_latent(random_latent(1, 1, 2))
+    client.encode_text("a fox")
+
+    def agree():
+        now = device(daemon)
+        held = now.weights_bytes + now.reserved_bytes
+        return held > 10 * MB and now.reserved_bytes > 0 and now.memory_free_bytes + held == now.memory_total_bytes
+
+    wait_until(agree, 4, "what is held and what is free make the whole")
+    # Arenas go back when nothing has run for a while.
+    wait_until(lambda: device(daemon).reserved_bytes == 0, 10, "the arenas are gone")
+    wait_until(lambda: device(daemon).memory_free_bytes + device(daemon).weights_bytes == 256 * MB, 3, "they are free")
 
 
 def decode_request(latent, **fields):
