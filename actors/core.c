@@ -72,6 +72,15 @@ static void drain(struct core *self)
     post_letter(self->events, &letter, NULL);
 }
 
+static void to_scaler(struct core *self, const luna_Letter *letter)
+{
+    if (post_letter(self->scaler, letter, NULL) != STATUS_OK) {
+        log_event(&self->log, LOG_ERROR, "letter.dropped", "to=scaler letter=%d",
+                  (int)letter->which_letter);
+    }
+    loop_socket_touch(self->watch_scaler);
+}
+
 static void on_child_down(struct core *self, const luna_ChildDown *down)
 {
     luna_Letter letter = {.which_letter = luna_Letter_device_down_tag};
@@ -79,10 +88,7 @@ static void on_child_down(struct core *self, const luna_ChildDown *down)
     letter.letter.device_down.epoch = down->epoch;
     letter.letter.device_down.given_up = down->given_up;
     to_router(self, &letter);
-    if (post_letter(self->scaler, &letter, NULL) != STATUS_OK) {
-        log_event(&self->log, LOG_ERROR, "letter.dropped", "to=scaler device=%s", down->name);
-    }
-    loop_socket_touch(self->watch_scaler);
+    to_scaler(self, &letter);
 }
 
 static void on_supervisor_letter(struct core *self, const luna_Letter *letter)
@@ -93,6 +99,9 @@ static void on_supervisor_letter(struct core *self, const luna_Letter *letter)
         break;
     case luna_Letter_child_down_tag:
         on_child_down(self, &letter->letter.child_down);
+        break;
+    case luna_Letter_executor_expected_tag:
+        to_scaler(self, letter);
         break;
     case luna_Letter_gpu_notice_tag:
         post_letter(self->events, letter, NULL);

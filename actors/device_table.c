@@ -34,6 +34,27 @@ struct device_entry *device_table_find_name(struct device_table *self, const cha
     return NULL;
 }
 
+static struct device_entry *add_entry(struct device_table *self)
+{
+    if (self->count == DEVICE_TABLE_MAX) return NULL;
+    self->entries[self->count] = (struct device_entry){.length = 0};
+    return &self->entries[self->count++];
+}
+
+void device_table_expect(struct device_table *self, const luna_ExecutorExpected *expected,
+                         uint64_t now_ms)
+{
+    assert(self != NULL);
+    assert(expected != NULL);
+    if (device_table_find_name(self, expected->name) != NULL) return;
+    struct device_entry *entry = add_entry(self);
+    if (entry == NULL) return;
+    memcpy(entry->report.name, expected->name, sizeof entry->report.name);
+    entry->report.executor_pid = expected->pid;
+    entry->report.epoch = expected->epoch;
+    entry->heard_ms = now_ms;
+}
+
 bool device_table_report(struct device_table *self, struct bytes connection,
                          const luna_DeviceReport *report, uint64_t now_ms)
 {
@@ -41,12 +62,8 @@ bool device_table_report(struct device_table *self, struct bytes connection,
     assert(report != NULL);
     if (connection.size == 0 || connection.size > DEVICE_CONNECTION_BYTES_MAX) return false;
     struct device_entry *entry = device_table_find_name(self, report->name);
-    if (entry == NULL) {
-        if (self->count == DEVICE_TABLE_MAX) return false;
-        entry = &self->entries[self->count];
-        entry->length = 0;
-        self->count += 1;
-    }
+    if (entry == NULL) entry = add_entry(self);
+    if (entry == NULL) return false;
     bool is_new = entry->length != connection.size ||
                   memcmp(entry->connection, connection.data, connection.size) != 0;
     memcpy(entry->connection, connection.data, connection.size);

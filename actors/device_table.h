@@ -16,7 +16,7 @@
 
 struct device_entry {
     uint8_t connection[DEVICE_CONNECTION_BYTES_MAX];  // as the ROUTER socket named it
-    uint8_t length;                                   // of connection
+    uint8_t length;                                   // of connection; 0: expected, not here yet
     luna_DeviceReport report;                         // its last
     uint64_t heard_ms;                                // when that came
 };
@@ -34,13 +34,19 @@ struct device_table {
 bool device_table_report(struct device_table *self, struct bytes connection,
                          const luna_DeviceReport *report, uint64_t now_ms);
 
+// An executor that should report soon, and is silent from now on if it does not. One that has
+// reported already is known better.
+void device_table_expect(struct device_table *self, const luna_ExecutorExpected *expected,
+                         uint64_t now_ms);
+
 // An executor that has said nothing for silence_ms, once for each such time; NULL when all speak.
 // The owner asks all the time: after a pause of its own longer than a quarter of silence_ms all
 // start anew, for what they said meanwhile is still to be read.
 struct device_entry *device_table_find_silent(struct device_table *self, uint64_t now_ms,
                                               uint64_t silence_ms);
 
-// The entry of a connection, and of a device's name; NULL when it is unknown.
+// The entry of a connection, and of a device's name; NULL when it is unknown. One that is only
+// expected has no connection.
 struct device_entry *device_table_find(struct device_table *self, struct bytes connection);
 struct device_entry *device_table_find_name(struct device_table *self, const char *name);
 

@@ -517,6 +517,9 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
     case luna_Letter_device_down_tag:
         on_device_down(self, &letter->letter.device_down);
         break;
+    case luna_Letter_executor_expected_tag:
+        device_table_expect(&self->devices, &letter->letter.executor_expected, now_ms(self));
+        break;
     case luna_Letter_ask_tag:
         on_ask(self, &letter->letter.ask, frames);
         break;

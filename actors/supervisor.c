@@ -252,6 +252,16 @@ static void tell_child_down(struct supervised *child, long pid, const struct chi
     if (listens) send_to(core_of(child->owner), &letter);
 }
 
+static void tell_expected(struct supervised *child)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_executor_expected_tag};
+    luna_ExecutorExpected *expected = &letter.letter.executor_expected;
+    text_set(expected->name, sizeof expected->name, child->name);
+    expected->pid = (uint32_t)child_pid(child->child);
+    expected->epoch = child->epoch;
+    send_to(core_of(child->owner), &letter);
+}
+
 static void give_up(struct supervised *child)
 {
     struct supervisor *self = child->owner;
@@ -352,10 +362,11 @@ static void on_ready(struct supervised *child)
         loop_timer_restart(self->limit, REPORT_MS_MAX);
         tell_ready(self, false);
     }
-    // A core that comes later does not know who will never come.
+    // A core that comes later does not know who will never come, and who should.
     for (uint32_t i = 1; i < self->count; i++) {
         const struct child_exit unknown = {.status = 0};
         if (self->children[i].given_up) tell_child_down(&self->children[i], 0, &unknown);
+        if (self->children[i].is_ready) tell_expected(&self->children[i]);
     }
 }
 

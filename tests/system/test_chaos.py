@@ -127,6 +127,17 @@ def test_an_executor_that_stands_still_is_replaced(make_daemon):
     assert not is_alive(stopped) and daemon.executor_pid != stopped
 
 
+def test_an_executor_that_stands_still_when_the_core_dies_is_replaced(make_daemon):
+    """The new core knows of it by the supervisor's word only."""
+    daemon = make_daemon(settings=SETTINGS)
+    with luna.connect(daemon.ipc, connect_timeout=30 * PATIENCE, timeout=40 * PATIENCE) as client:
+        client.decode_latent(random_latent(1))
+        stopped = daemon.kill_child("executor-process", signal.SIGSTOP)
+        kill_core(daemon)
+        client.decode_latent(random_latent(2))
+    assert not is_alive(stopped) and daemon.executor_pid != stopped
+
+
 def test_a_running_job_survives_the_death_of_its_executor(make_daemon):
     daemon = make_daemon(settings=SETTINGS)
     client = daemon.raw()

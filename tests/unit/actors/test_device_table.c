@@ -48,6 +48,27 @@ static void a_new_executor_takes_its_predecessors_entry(void **state)
     assert_ptr_equal(device_table_find_name(&table, "cpu"), entry);
 }
 
+static void who_is_expected_and_does_not_come_is_silent(void **state)
+{
+    (void)state;
+    struct device_table table = {.count = 0};
+    luna_ExecutorExpected expected = {.pid = 7, .epoch = 1};
+    text_set(expected.name, sizeof expected.name, "cpu");
+    device_table_expect(&table, &expected, 0);
+    for (uint64_t now_ms = 250; now_ms < 1000; now_ms += 250) {
+        assert_null(device_table_find_silent(&table, now_ms, 1000));
+    }
+    const struct device_entry *silent = device_table_find_silent(&table, 1000, 1000);
+    assert_non_null(silent);
+    assert_int_equal(silent->report.executor_pid, 7);
+    // It comes after all, on a connection of its own.
+    assert_true(tell(&table, "aaaaa", "cpu", 1));
+    assert_int_equal(table.count, 1);
+    device_table_expect(&table, &expected, 0);
+    assert_int_equal(table.count, 1);
+    assert_int_equal(device_table_find_name(&table, "cpu")->length, 5);
+}
+
 static void late_news_of_a_death_removes_no_successor(void **state)
 {
     (void)state;
@@ -175,6 +196,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_device_is_new_once),
         cmocka_unit_test(a_new_executor_takes_its_predecessors_entry),
+        cmocka_unit_test(who_is_expected_and_does_not_come_is_silent),
         cmocka_unit_test(late_news_of_a_death_removes_no_successor),
         cmocka_unit_test(a_full_table_and_a_strange_connection_are_left_aside),
         cmocka_unit_test(an_executor_that_stands_still_is_found_once_each_time),
