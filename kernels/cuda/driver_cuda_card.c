@@ -14,6 +14,7 @@
 #include "kernels/cuda/driver_cuda.h"
 
 #define STAGING_BYTES (UINT64_C(8) << 20)  // of one piece: 0.3 ms of PCI Express 4.0
+#define CARDS_MAX 1000u                    // more than a machine has
 #define CAPABILITY_MIN 8                   // the oldest cards that our kernels are compiled for
 
 enum status gpu_cuda_fail(struct error *error, enum status status, const char *what,
@@ -81,11 +82,14 @@ static enum status read_card(uint32_t number, struct gpu_facts *out, struct erro
 
 bool gpu_driver_takes(const char *name, uint32_t *number, const char **rest)
 {
-    unsigned card = 0;
-    int length = 0;
-    if (sscanf(name, "cuda:%3u%n", &card, &length) != 1) return false;
-    *number = card;
-    *rest = name + length;
+    const size_t prefix = strlen("cuda:");
+    if (strncmp(name, "cuda:", prefix) != 0) return false;
+    if (name[prefix] < '0' || name[prefix] > '9') return false;
+    char *end = NULL;
+    unsigned long card = strtoul(name + prefix, &end, 10);
+    if (card >= CARDS_MAX) return false;
+    *number = (uint32_t)card;
+    *rest = end;
     return true;
 }
 

@@ -81,10 +81,10 @@ bool read_fault(const char *name, uint64_t *out)
     snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *file = fopen(path, "re");
     if (file == nullptr) return false;
-    unsigned long long number = 0;
-    bool is_number = fscanf(file, "%llu", &number) == 1;
+    char text[32] = "";
+    if (fgets(text, sizeof text, file) == nullptr) text[0] = '\0';
     fclose(file);
-    *out = is_number ? number : 0;
+    *out = strtoull(text, nullptr, 10);
     return true;
 }
 
@@ -169,15 +169,16 @@ extern "C" {
 
 bool gpu_driver_takes(const char *name, uint32_t *number, const char **rest)
 {
-    unsigned card = 0;
-    int length = 0;
-    if (strncmp(name, "emulated", 8) == 0) {
-        length = 8;
-    } else if (sscanf(name, "cuda:%3u%n", &card, &length) != 1) {
+    const size_t prefix = strlen("cuda:");
+    char *end = nullptr;
+    *number = 0;
+    *rest = name + strlen("emulated");
+    if (strncmp(name, "emulated", strlen("emulated")) == 0) return true;
+    if (strncmp(name, "cuda:", prefix) != 0 || name[prefix] < '0' || name[prefix] > '9') {
         return false;
     }
-    *number = card;
-    *rest = name + length;
+    *number = static_cast<uint32_t>(strtoul(name + prefix, &end, 10));
+    *rest = end;
     return true;
 }
 
