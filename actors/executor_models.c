@@ -121,12 +121,16 @@ bool executor_evict_one(struct executor *self)
     return executor_stacks_evict_one(self->stacks) || evict_one(self, NULL);
 }
 
+static uint64_t stored_bytes(const struct model_entry *model, luna_Group group)
+{
+    const luna_ModelDefinition *definition = &model->definition;
+    return group == luna_Group_VAE ? definition->weights_vae_bytes : definition->weights_text_bytes;
+}
+
 // What the network is going to hold: as much as it held last, or what its files say.
 static uint64_t plan_of(const struct model_entry *model, luna_Group group)
 {
-    const luna_ModelDefinition *definition = &model->definition;
-    uint64_t stored =
-        group == luna_Group_VAE ? definition->weights_vae_bytes : definition->weights_text_bytes;
+    uint64_t stored = stored_bytes(model, group);
     return model->known_bytes[group] > stored ? model->known_bytes[group] : stored;
 }
 
@@ -302,7 +306,7 @@ static void start_waiting(struct executor *self, struct model_entry *model, luna
     }
 }
 
-// The name got other files while the old ones were loaded.
+// The name got other files while the old ones were loaded, or memory lacked.
 static void load_again(struct executor *self, struct model_entry *model, luna_Group group)
 {
     struct error error;
@@ -320,10 +324,13 @@ static void on_hash(struct executor *self, struct model_entry *model,
 }
 
 // The device had less than was promised, or the networks take more than their files: the next try
-// asks for a quarter more, and what is idle goes for it. Once loaded they tell what they take.
+// asks for a quarter more, up to what 16 bits become in 32, and what is idle goes for it. Once
+// loaded they tell what they take.
 static void raise_plan(struct model_entry *model, luna_Group group, uint64_t promised_bytes)
 {
-    model->known_bytes[group] = promised_bytes + promised_bytes / 4;
+    uint64_t most = 2 * stored_bytes(model, group);
+    uint64_t more = promised_bytes + promised_bytes / 4;
+    model->known_bytes[group] = more < most ? more : most;
 }
 
 void executor_on_loader(void *state)
@@ -349,9 +356,14 @@ void executor_on_loader(void *state)
     }
     struct error error = letter.error;
     bool good = letter.loaded != NULL && take_in(self, model, letter.loaded, &error) == STATUS_OK;
-    if (letter.loaded == NULL && error.status == STATUS_RESOURCE_EXHAUSTED) {
-        raise_plan(model, letter.group, promised_bytes);
+    bool lacks = letter.loaded == NULL && error.status == STATUS_RESOURCE_EXHAUSTED;
+    if (lacks) raise_plan(model, letter.group, promised_bytes);
+    if (lacks && !model->is_second_try[letter.group]) {
+        model->is_second_try[letter.group] = true;
+        load_again(self, model, letter.group);
+        return;
     }
+    model->is_second_try[letter.group] = false;
     executor_tell_model(self, model, good ? NULL : &error);
     if (good)
         start_waiting(self, model, letter.group);

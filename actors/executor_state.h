@@ -30,6 +30,7 @@ struct model_entry {
     luna_ModelDefinition definition;   // name "" for a free entry
     struct loaded *loaded[3];          // by group; NULL: not loaded
     bool loading[3];                   // the loader works on it
+    bool is_second_try[3];             // memory lacked in spite of the plan, once
     uint64_t promised_bytes[3];        // reserved for it while it loads
     uint64_t known_bytes[3];           // what it took when it was loaded last; 0: never was
     uint64_t used_ns[3];               // when a worker used it last, or it was loaded

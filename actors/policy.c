@@ -14,6 +14,7 @@
 #include "actors/policy_state.h"
 
 #define BACKOFF_MS_MAX 30000u
+#define BACKOFF_MEMORY_MS_MAX 2000u  // memory comes and goes, a bad file stays bad
 
 static void copy_text(char *out, size_t out_bytes, const char *text)
 {
@@ -274,7 +275,9 @@ static void note_failure(struct policy_demand_state *demand, enum status code, c
     assert(code != STATUS_OK);
     uint32_t doublings = demand->failures < 5 ? demand->failures : 5;
     uint32_t backoff_ms = 1000u << doublings;
-    if (backoff_ms > BACKOFF_MS_MAX) backoff_ms = BACKOFF_MS_MAX;
+    uint32_t backoff_ms_max =
+        code == STATUS_RESOURCE_EXHAUSTED ? BACKOFF_MEMORY_MS_MAX : BACKOFF_MS_MAX;
+    if (backoff_ms > backoff_ms_max) backoff_ms = backoff_ms_max;
     demand->failures += 1;
     demand->retry_ms = now_ms + backoff_ms;
     demand->code = code;

@@ -24,7 +24,7 @@
 //     moment; never below min.
 //   - a worker that failed to start: those who wait are answered with its reason, and the next try
 //   comes after 1 s,
-//     2 s, ... 30 s.
+//     2 s, ... 30 s; for lack of memory every 2 s.
 
 #ifndef ACTORS_POLICY_H
 #define ACTORS_POLICY_H
