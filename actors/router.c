@@ -294,7 +294,7 @@ static enum status watch_all(struct router *self, struct error *error)
         bool control;
         void (*on_readable)(void *state);
     } watches[ROUTER_SOCKETS] = {
-        [ROUTER_DATA] = {false, router_on_data}, [ROUTER_CONTROL] = {true, router_on_control},
+        [ROUTER_DATA] = {true, router_on_data},  [ROUTER_CONTROL] = {true, router_on_control},
         [ROUTER_CORE] = {true, on_core},         [ROUTER_SCALER] = {true, on_scaler},
         [ROUTER_REGISTRY] = {true, on_registry}, [ROUTER_LEASES] = {false, router_on_leases},
         [ROUTER_LORAS] = {false, on_loras},      [ROUTER_MONITOR] = {false, on_monitor},

@@ -31,9 +31,6 @@
 
 #include "runtime/message.h"
 
-// Callbacks a socket gets per wake-up: 8 x LOOP_BATCH_MAX messages, then the others.
-#define TURNS_MAX 8
-
 enum priority { PRIORITY_URGENT, PRIORITY_NORMAL, PRIORITY_COUNT };
 
 struct loop_socket {
@@ -221,24 +218,23 @@ void loop_socket_touch(struct loop_socket *self)
     assert(failed == 0);  // the heap has had its place since the socket was registered
 }
 
+// One callback, then the others: behind a socket on which a client floods the answers of workers
+// would wait for as many callbacks as it gets in a row.
 static void socket_check(evutil_socket_t descriptor, short what, void *arg)
 {
     (void)descriptor;
     (void)what;
     struct loop_socket *self = arg;
-    for (int turn = 0; turn < TURNS_MAX; turn++) {
-        int events = 0;
-        size_t size = sizeof events;
-        if (zmq_getsockopt(self->socket, ZMQ_EVENTS, &events, &size) != 0) {
-            if (errno == EINTR) break;
-            assert(errno == ETERM);  // ENOTSOCK: closed without loop_socket_remove
-            event_del(self->ready);
-            loop_stop(self->loop);
-            return;
-        }
+    int events = 0;
+    size_t size = sizeof events;
+    if (zmq_getsockopt(self->socket, ZMQ_EVENTS, &events, &size) == 0) {
         if ((events & ZMQ_POLLIN) == 0) return;  // and the descriptor is armed
         if (!socket_call(self)) return;
-        if (self->loop->is_stopping) break;
+    } else if (errno != EINTR) {
+        assert(errno == ETERM);  // ENOTSOCK: closed without loop_socket_remove
+        event_del(self->ready);
+        loop_stop(self->loop);
+        return;
     }
     loop_socket_touch(self);
 }
