@@ -82,6 +82,7 @@ class Person(threading.Thread):
         luck = random.Random(self.number)
         is_admin = self.number % 2 == 1  # over ipc
         client = Raw(self.daemon_under_test.ipc if is_admin else self.daemon_under_test.tcp)
+        header = body = None
         try:
             while time.monotonic() < self.end:
                 header, body, payloads = make_request(luck, self.number)
@@ -92,7 +93,8 @@ class Person(threading.Thread):
                 if not is_fine(header.operation, answer, is_admin):
                     self.problems.append((*key, answer.message))
         except BaseException as error:  # the test tells
-            self.problems.append(repr(error))
+            asked = None if header is None else pb.Operation.Name(header.operation)
+            self.problems.append((self.number, self.done, asked, str(body), repr(error)))
         finally:
             client.close()
 
@@ -156,6 +158,7 @@ def test_sixteen_clients_put_use_evict_and_scan_while_files_change(daemon):
         for key, count in person.codes.items():
             codes[key] = codes.get(key, 0) + count
     print(f"{sum(codes.values())} requests, {changer.done} changes of files: {codes}")
+    print("each:", [person.done for person in crowd])
     problems = [problem for person in crowd for problem in person.problems]
     assert not problems, (len(problems), problems[:5])
     assert all(person.done for person in crowd)
