@@ -398,6 +398,7 @@ static void read_lane(struct lora_store *self, uint32_t lane)
         take_result(self, lora_lane_result(&message));
         message_clear(&message);
     }
+    loop_socket_touch(self->lane_pairs[lane].watch);  // the callback may be the other lane's
 }
 
 static void on_lane(void *state)
