@@ -92,6 +92,7 @@ static void on_beat(void *state)
     bool idle = !self->busy && self->reserved_bytes > 0;
     if (idle && now_ns(self) - self->idle_since_ns > ARENA_KEPT_NS) {
         lane_release(self->lane);
+        self->reserved_bytes = 0;  // at once: the next job asks anew
         worker_reserve(self, 0);
     }
 }

@@ -21,6 +21,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "kernels/emulation/emulation.h"
 
@@ -44,8 +45,12 @@ namespace
 
 // The emulator has one device and runs one launch; this lock orders its users. How its memory
 // stands can be read without it, since a launch takes seconds here.
+// Who waits goes first: a lane that launches without a pause would else keep others out.
 struct device_state {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
+    uint64_t tickets = 0;  // given out
+    uint64_t served = 0;   // the holder's ticket, or the next one's
     std::atomic<bool> is_broken{false};
     std::atomic<uint64_t> allocated_bytes{0};
     char message[1024] = "";
@@ -57,16 +62,34 @@ device_state &device()
     return made;
 }
 
+void take_device()
+{
+    device_state &self = device();
+    pthread_mutex_lock(&self.lock);
+    uint64_t ticket = self.tickets++;
+    while (ticket != self.served) pthread_cond_wait(&self.turned, &self.lock);
+    pthread_mutex_unlock(&self.lock);
+}
+
+void give_device()
+{
+    device_state &self = device();
+    pthread_mutex_lock(&self.lock);
+    self.served += 1;
+    pthread_cond_broadcast(&self.turned);
+    pthread_mutex_unlock(&self.lock);
+}
+
 class guard
 {
   public:
     guard()
     {
-        pthread_mutex_lock(&device().lock);
+        take_device();
     }
     ~guard()
     {
-        pthread_mutex_unlock(&device().lock);
+        give_device();
     }
     guard(const guard &) = delete;
     guard &operator=(const guard &) = delete;
@@ -266,12 +289,17 @@ enum status gpu_upload(struct gpu_card *self, void *to, const struct gpu_source 
                        struct error *error)
 {
     static_cast<void>(self);
-    // Small, so that most weights come in several pieces.
-    const uint64_t piece = 1000;
-    char staging[4 * piece];
-    for (uint64_t first = 0; first < source->count; first += piece) {
+    // Small at first, so that most weights come in several pieces, then larger: a piece may have to
+    // wait for a launch.
+    const uint64_t piece_max = 64000;
+    uint64_t piece = 500;
+    uint64_t count = 0;
+    std::vector<char> memory(4 * piece_max);
+    char *staging = memory.data();
+    for (uint64_t first = 0; first < source->count; first += count) {
         uint64_t left = source->count - first;
-        uint64_t count = left < piece ? left : piece;
+        if (piece < piece_max) piece *= 2;
+        count = left < piece ? left : piece;
         source->fill(source->context, staging, first, count);
         guard held;
         if (device().is_broken) return fail_broken(error);
@@ -384,7 +412,7 @@ void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
 
 bool gpu_stream_begin_launch(struct gpu_stream *self)
 {
-    pthread_mutex_lock(&device().lock);
+    take_device();
     bool may_begin = !self->has_failed && !device().is_broken && !is_cancelled(self);
     uint64_t number = 0;
     if (may_begin && read_fault("break", &number) && take_fault("break")) {
@@ -395,7 +423,7 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
     if (may_begin) {
         emulation::watch({count_and_go_on, self});
     } else {
-        pthread_mutex_unlock(&device().lock);
+        give_device();
     }
     return may_begin;
 }
@@ -403,7 +431,7 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
 void gpu_stream_end_launch(struct gpu_stream *self, const char *what, const char *why)
 {
     if (why != nullptr) set_failure(self, what, why);
-    pthread_mutex_unlock(&device().lock);
+    give_device();
 }
 
 }  // extern "C"
