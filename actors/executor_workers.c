@@ -176,18 +176,20 @@ static void on_reserve(struct executor *self, struct worker_entry *worker,
                        struct executor_letter *letter)
 {
     executor_read_memory(self);
-    bool granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
-    while (!granted && executor_evict_one(self)) {
+    uint64_t before = worker->reserved_bytes;
+    uint64_t more = letter->bytes > before ? letter->bytes - before : 0;
+    while (more > ledger_free(&self->ledger) && executor_evict_one(self)) {
         executor_read_memory(self);
-        granted = ledger_reserve(&self->ledger, worker->reserved_bytes, letter->bytes);
     }
+    bool granted = more <= ledger_offer(&self->ledger);
+    if (granted) granted = ledger_reserve(&self->ledger, before, letter->bytes);
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = granted;
     letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
     if (granted)
         worker->reserved_bytes = letter->bytes;
     else
-        letter->bytes = worker->reserved_bytes + ledger_free(&self->ledger);
+        letter->bytes = worker->reserved_bytes + ledger_offer(&self->ledger);
 }
 
 void executor_answer_worker(struct executor *self, const struct executor_letter *letter,
@@ -229,7 +231,7 @@ static void on_fell_short(struct executor *self, struct worker_entry *worker,
     executor_read_memory(self);
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = false;
-    letter->bytes = worker->reserved_bytes + ledger_free(&self->ledger);
+    letter->bytes = worker->reserved_bytes + ledger_offer(&self->ledger);
     letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
     executor_answer_worker(self, letter, NULL);
     executor_report(self);

@@ -15,7 +15,6 @@ uint64_t ledger_free(const struct ledger *self)
 {
     assert(self != NULL);
     uint64_t left = self->system_free;
-    if (self->promise_max != 0 && self->promise_max < left) left = self->promise_max;
     if (self->limit_bytes == 0) return left;
     uint64_t held = ledger_held(self);
     uint64_t below_limit = held < self->limit_bytes ? self->limit_bytes - held : 0;
@@ -48,6 +47,13 @@ bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after)
     }
     self->reserved_bytes = self->reserved_bytes - before + after;
     return true;
+}
+
+uint64_t ledger_offer(const struct ledger *self)
+{
+    assert(self != NULL);
+    uint64_t left = ledger_free(self);
+    return self->promise_max != 0 && self->promise_max < left ? self->promise_max : left;
 }
 
 void ledger_distrust(struct ledger *self, uint64_t bytes)

@@ -41,9 +41,10 @@ bool ledger_is_overdrawn(const struct ledger *self);
 bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
 
-// A promise of bytes did not hold, whatever the system said is free: until ledger_trust no promise
-// is larger than three quarters of them.
+// A promise of an arena did not hold, whatever the system said is free: until ledger_trust none is
+// larger than three quarters of it, which ledger_offer says. What is free stays free for others.
 // Thread:    the owner's.
+uint64_t ledger_offer(const struct ledger *self);
 void ledger_distrust(struct ledger *self, uint64_t bytes);
 void ledger_trust(struct ledger *self);
 
