@@ -147,6 +147,7 @@ static int64_t aged_priority(const struct job_entry *entry, uint64_t now_ns)
 static bool goes_before(const struct service *service, const struct job_entry *a,
                         const struct job_entry *b, uint64_t now_ns)
 {
+    if (a->alone != b->alone) return a->alone;
     if (a->returned != b->returned) return a->returned;
     if (service->users[a->user] != service->users[b->user]) {
         return service->users[a->user] < service->users[b->user];

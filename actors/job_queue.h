@@ -36,7 +36,8 @@ struct job_entry {
     uint32_t credit;     // of a worker that it takes
     uint64_t bytes;      // of memory that it holds while it waits
     int32_t priority;    // higher first among one flow's jobs
-    bool returned;       // came back from a dead worker
+    bool returned;       // came back from a dead worker, or for want of memory
+    bool alone;          // must run with nobody beside it: goes before all, for all wait for it
     uint64_t user_time;  // virtual times of its user and its flow when it was taken
     uint64_t flow_time;
     uint64_t enqueued_ns;    // when it was pushed first; set by push unless returned

@@ -52,7 +52,6 @@ struct job {
     uint64_t held_ns;          // when it first came back for want of memory; 0: never
     uint64_t worker;           // that runs it
     uint32_t attempts;         // times that it died alone
-    bool alone;                // it was there when a worker died: must run with nobody beside it
     uint64_t pool_offsets[8];  // of its tensors in shared memory, as leases told
     uint32_t pins_pending;     // PinAnswers still to come
     bool pinned;               // leases were pinned and must be unpinned

@@ -84,7 +84,7 @@ static void forget(struct router *self, struct job *job)
         router_post(self, ROUTER_LEASES, &letter, NULL);
     }
     if (job->entry.queued) job_queue_remove(self->queue, &job->entry);
-    if (job->state == JOB_WAITING && job->alone) self->alone_waiting -= 1;
+    if (job->state == JOB_WAITING && job->entry.alone) self->alone_waiting -= 1;
     if (job->ask_to != 0) self->asked_bytes -= job->bytes;
     end_waiting(self, job, JOB_ASKED);
     assert(self->users[job->user].jobs > 0);
@@ -450,7 +450,7 @@ void router_on_leases(void *state)
 void router_enqueue(struct router *self, struct job *job)
 {
     router_wait(self, job, JOB_WAITING);
-    if (job->alone) self->alone_waiting += 1;
+    if (job->entry.alone) self->alone_waiting += 1;
     job_queue_push(self->queue, &job->entry, router_now(self));
     router_dispatch(self, job->entry.service);
     router_tell_demand(self, job->entry.service, false);

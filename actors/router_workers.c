@@ -224,7 +224,7 @@ static bool give(struct router *self, struct job *job, struct worker *worker)
     job->started_ns = now;
     self->waiting -= 1;
     self->waiting_bytes -= job->bytes;
-    if (job->alone) self->alone_waiting -= 1;
+    if (job->entry.alone) self->alone_waiting -= 1;
     self->services[worker->service].running += 1;
     self->counts.running += 1;
     self->counts_changed = true;
@@ -242,7 +242,7 @@ void router_dispatch(struct router *self, uint32_t service)
         struct job *job = (struct job *)entry;
         // While suspects wait or run, one job at a time is out.
         bool careful = self->alone_waiting > 0 || self->quarantined != 0;
-        if (careful && (!job->alone || jobs_in_flight(self) > 0)) return;
+        if (careful && (!job->entry.alone || jobs_in_flight(self) > 0)) return;
         struct worker *worker = choose_worker(self, entry);
         if (worker == NULL) worker = choose_overtaking(self, entry);
         if (worker == NULL) return;
@@ -252,7 +252,7 @@ void router_dispatch(struct router *self, uint32_t service)
             job_queue_push(self->queue, entry, now);
             return;
         }
-        if (job->alone) self->quarantined = job->number;
+        if (job->entry.alone) self->quarantined = job->number;
     }
 }
 
@@ -295,7 +295,7 @@ static void put_back(struct router *self, struct job *job)
     job->state = JOB_WAITING;
     self->waiting += 1;
     self->waiting_bytes += job->bytes;
-    if (job->alone) self->alone_waiting += 1;
+    if (job->entry.alone) self->alone_waiting += 1;
     job_queue_push(self->queue, &job->entry, router_now(self));
 }
 
@@ -328,7 +328,7 @@ static void suspect_jobs(struct router *self, uint64_t epoch)
     }
     if (count == 1) last->attempts += 1;
     for (struct job *job = job_table_first(self->jobs); job != NULL && count > 0; job = job->next) {
-        if (job->state == JOB_RUNNING && job->worker >> 16 == epoch) job->alone = true;
+        if (job->state == JOB_RUNNING && job->worker >> 16 == epoch) job->entry.alone = true;
     }
 }
 

@@ -133,6 +133,22 @@ static void a_returned_job_goes_first_and_is_not_charged_twice(void **state)
     job_queue_destroy(&queue);
 }
 
+static void who_must_run_alone_goes_before_all_that_wait_for_it(void **state)
+{
+    (void)state;
+    struct job_queue *queue = new_queue();
+    struct job_entry suspect = {.cost = 1, .returned = true, .alone = true};
+    struct job_entry held = {.cost = 1, .returned = true, .priority = 9};  // for want of memory
+    struct job_entry urgent = {.cost = 1, .user = 1, .flow = 1, .priority = 100};
+    job_queue_push(queue, &urgent, 0);
+    job_queue_push(queue, &suspect, 1);
+    job_queue_push(queue, &held, 2);
+    assert_ptr_equal(take(queue, 3), &suspect);
+    assert_ptr_equal(take(queue, 3), &held);
+    assert_ptr_equal(take(queue, 3), &urgent);
+    job_queue_destroy(&queue);
+}
+
 static void a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun(void **state)
 {
     (void)state;
@@ -264,6 +280,7 @@ int main(void)
         cmocka_unit_test(connections_of_one_user_share_alike),
         cmocka_unit_test(priority_orders_one_flow_and_age_overtakes_it),
         cmocka_unit_test(a_returned_job_goes_first_and_is_not_charged_twice),
+        cmocka_unit_test(who_must_run_alone_goes_before_all_that_wait_for_it),
         cmocka_unit_test(a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun),
         cmocka_unit_test(idleness_saves_nothing_up),
         cmocka_unit_test(the_bytes_of_a_flow_are_those_of_its_waiting_jobs),

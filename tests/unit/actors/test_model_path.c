@@ -153,9 +153,9 @@ static void missing_and_forbidden_are_told_alike(void **state)
     struct fixture *self = *state;
     assert_int_equal(find(self, "../none.bin"), STATUS_NOT_FOUND);
     char missing[ERROR_MESSAGE_BYTES];
-    snprintf(missing, sizeof missing, "%s", strchr(self->error.message, ' '));
+    snprintf(missing, sizeof missing, "%s", strrchr(self->error.message, '"'));
     assert_int_equal(find(self, "../secret.bin"), STATUS_NOT_FOUND);
-    assert_string_equal(strchr(self->error.message, ' '), missing);
+    assert_string_equal(strrchr(self->error.message, '"'), missing);
 }
 
 static void what_is_no_plain_file_is_refused_without_waiting(void **state)
