@@ -6,7 +6,9 @@ somebody else holds of the device, an allocation that fails, a launch that break
 
 import json
 import os
+import random
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -418,6 +420,68 @@ def test_a_cancelled_run_leaves_its_lane_within_half_a_second(make_emulated, fau
     assert answers.pop(cancel.id)[0] == pb.OK
     (code, took), = answers.values()
     assert code == pb.OK and took - alone <= 0.5 * PATIENCE, (took, alone)
+
+
+@pytest.mark.slow
+def test_40_seconds_of_everything_at_random(make_emulated, faults):
+    """Allocations that fail, a hog that comes and goes, devices that break: every answer OK, with the right
+    bytes, and in the end the ledger says what the driver says."""
+    daemon = make_emulated({"scaling.scale_up_delay_ms": 200, "scaling.idle_timeout_s": 2, "limits.restarts_max": 1000},
+                           total=128, extra="[model other]\nfiles = vae.safetensors\n")
+    latent = random_latent(1, 1, 2)
+    with luna.connect(daemon.ipc) as client:
+        wanted = [client.decode_latent(latent, model="demo"), client.encode_text("a fox", model="demo").cond]
+    stop = threading.Event()
+    problems = []
+    answered = [0] * 6
+
+    def run(index):
+        with luna.connect(daemon.ipc, connect_timeout=60, timeout=60 * PATIENCE) as client:
+            while not stop.is_set():
+                turn = index + answered[index]
+                try:
+                    if turn % 3 == 0:
+                        right = np.array_equal(client.encode_text("a fox", model="demo").cond, wanted[1])
+                    else:
+                        right = np.array_equal(client.decode_latent(latent, model=("demo", "other")[turn % 2]), wanted[0])
+                    if not right:
+                        problems.append("other bytes")
+                except luna.Error as error:
+                    problems.append(f"{type(error).__name__}: {error}")
+                answered[index] += 1
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(answered))]
+    for thread in threads:
+        thread.start()
+    rng = random.Random(5)
+    end = time.monotonic() + 40
+    broken = 0.0
+    while time.monotonic() < end:
+        time.sleep(0.7)  # the beat of the faults
+        kind = rng.random()
+        if kind < 0.35:
+            faults.set("refuse", rng.choice([1, 1000, 50_000, 200_000]))
+        elif kind < 0.6:
+            faults.set("hog", rng.choice([0, 40, 70, 90]) * MB)
+        elif kind < 0.8 and time.monotonic() - broken > 4:
+            faults.set("break")
+            broken = time.monotonic()
+        else:
+            faults.clear("hog")
+    for name in ("hog", "refuse", "break"):
+        faults.clear(name)
+    time.sleep(2)  # what is left of them passes
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+    assert all(answered), answered
+
+    def agree():
+        now = device(daemon)
+        return now.memory_free_bytes + now.weights_bytes + now.reserved_bytes == now.memory_total_bytes
+
+    wait_until(agree, 12, "the ledger says what the driver says")
 
 
 # ---- traces
