@@ -41,9 +41,12 @@ enum status module_device_open(struct device **out, const char *library,
     assert(library != NULL);
     const struct gpu_module *module = NULL;
     enum status status = load(&module, library, error);
-    if (status == STATUS_OK) return module->open(out, options, error);
-    error_prefix(error, "device \"%s\"", options->name);
-    return status;
+    if (status != STATUS_OK) {
+        error_prefix(error, "device \"%s\"", options->name);
+        return status;
+    }
+    assert(module != NULL);
+    return module->open(out, options, error);
 }
 
 enum status module_probe(struct device_probe *out, const char *library, struct error *error)
@@ -52,5 +55,7 @@ enum status module_probe(struct device_probe *out, const char *library, struct e
     assert(library != NULL);
     const struct gpu_module *module = NULL;
     enum status status = load(&module, library, error);
-    return status == STATUS_OK ? module->probe(out, error) : status;
+    if (status != STATUS_OK) return status;
+    assert(module != NULL);
+    return module->probe(out, error);
 }
