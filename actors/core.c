@@ -56,13 +56,24 @@ static void to_supervisor(struct core *self, const luna_Letter *letter)
               (int)letter->which_letter, status_name(status));
 }
 
+static void to_actor(struct core *self, void *socket, struct loop_socket *watch,
+                     const luna_Letter *letter)
+{
+    if (post_letter(socket, letter, NULL) != STATUS_OK) {
+        log_event(&self->log, LOG_ERROR, "letter.dropped", "to=%s letter=%d",
+                  socket == self->router ? "router" : "scaler", (int)letter->which_letter);
+    }
+    loop_socket_touch(watch);
+}
+
 static void to_router(struct core *self, const luna_Letter *letter)
 {
-    if (post_letter(self->router, letter, NULL) != STATUS_OK) {
-        log_event(&self->log, LOG_ERROR, "letter.dropped", "to=router letter=%d",
-                  (int)letter->which_letter);
-    }
-    loop_socket_touch(self->watch_router);
+    to_actor(self, self->router, self->watch_router, letter);
+}
+
+static void to_scaler(struct core *self, const luna_Letter *letter)
+{
+    to_actor(self, self->scaler, self->watch_scaler, letter);
 }
 
 static void drain(struct core *self)
@@ -70,15 +81,6 @@ static void drain(struct core *self)
     luna_Letter letter = {.which_letter = luna_Letter_drain_all_tag};
     to_router(self, &letter);
     post_letter(self->events, &letter, NULL);
-}
-
-static void to_scaler(struct core *self, const luna_Letter *letter)
-{
-    if (post_letter(self->scaler, letter, NULL) != STATUS_OK) {
-        log_event(&self->log, LOG_ERROR, "letter.dropped", "to=scaler letter=%d",
-                  (int)letter->which_letter);
-    }
-    loop_socket_touch(self->watch_scaler);
 }
 
 static void on_child_down(struct core *self, const luna_ChildDown *down)

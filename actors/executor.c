@@ -127,8 +127,9 @@ static bool has_changed(struct executor *self)
 static void on_look(void *state)
 {
     struct executor *self = state;
-    self->looks = (self->looks + 1) % EXECUTOR_LOOKS_A_REPORT;
-    if (self->looks != 0 && !(self->is_gpu && has_changed(self))) return;
+    bool is_due = !self->is_gpu || self->looks % EXECUTOR_LOOKS_A_REPORT == 0;
+    self->looks += 1;
+    if (!is_due && !has_changed(self)) return;
     uint64_t distrust_ns = EXECUTOR_DISTRUST_MS * UINT64_C(1000000);
     if (self->distrusted_ns != 0 && executor_now(self) - self->distrusted_ns >= distrust_ns) {
         ledger_trust(&self->ledger);
@@ -232,7 +233,8 @@ static enum status watch_edges(struct executor *self, struct error *error)
                                  &self->watches[WATCH_WORKERS], error);
     }
     if (status == STATUS_OK) {
-        status = loop_add_timer(loop, 1, EXECUTOR_LOOK_MS, on_look, self, &self->report, error);
+        uint32_t period_ms = self->is_gpu ? EXECUTOR_LOOK_MS : EXECUTOR_REPORT_MS;
+        status = loop_add_timer(loop, 1, period_ms, on_look, self, &self->report, error);
     }
     return status;
 }
@@ -325,7 +327,6 @@ static enum status executor_create(void **state, const struct actor_context *con
     if (self == NULL)
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the executor");
     self->context = context;
-    self->looks = EXECUTOR_LOOKS_A_REPORT - 1;  // the first look reports
     self->arguments = *(const struct executor_arguments *)arguments;
     self->host = (struct actor_host){
         .zmq = context->zmq, .clock = loop_clock(context->loop), .log = context->log};

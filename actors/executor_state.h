@@ -15,8 +15,9 @@
 
 #define EXECUTOR_MODELS_MAX 64u
 #define EXECUTOR_WORKERS_MAX 16u
-#define EXECUTOR_LOOK_MS 250u                       // between looks at the memory of a GPU
-#define EXECUTOR_LOOKS_A_REPORT 4u                  // a report each second, whatever changed
+#define EXECUTOR_LOOK_MS 250u       // between looks at the memory of a GPU
+#define EXECUTOR_LOOKS_A_REPORT 4u  // a report each second, whatever changed
+#define EXECUTOR_REPORT_MS (EXECUTOR_LOOKS_A_REPORT * EXECUTOR_LOOK_MS)
 #define EXECUTOR_CHANGE_BYTES (UINT64_C(16) << 20)  // that are reported at once
 #define EXECUTOR_DEFINITION_MS 5000u  // that a worker waits for its model's definition
 #define EXECUTOR_MEMORY_MS 100u       // that what the system said of its memory holds
@@ -69,7 +70,7 @@ struct executor {
     void *workers_router;                 // ROUTER, from the workers
     struct loop_socket *watches[3];       // scaler, registry, workers
     struct loop_timer *report;            // looks; DeviceReport each second, and at changes
-    uint32_t looks;                       // since the last report of the second
+    uint32_t looks;                       // at the memory of a GPU
     uint64_t told_free_bytes;             // in the last report
     struct model_entry models[EXECUTOR_MODELS_MAX];
     struct worker_entry workers[EXECUTOR_WORKERS_MAX];

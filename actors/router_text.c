@@ -231,7 +231,7 @@ void router_keep_answer(struct router *self, const struct job *job, struct messa
     luna_Header header;
     if (codec_decode_header(message_frame(answer, 0), &header, NULL) != STATUS_OK) return;
     if (answer->count != 2u + header.tensors_count) return;  // not all of it is in frames
-    if (codec_find_tensor(&header, "trace", NULL) != NULL) return;
+    if (codec_find_tensor(&header, CODEC_TRACE_TENSOR, NULL) != NULL) return;
     void *key = NULL;
     uint64_t key_bytes = 0;
     if (make_key(self, job, &key, &key_bytes) != STATUS_OK) return;

@@ -19,7 +19,6 @@
 
 #include "base/text.h"
 
-#define TRACE_TENSOR "trace"
 #define OPERATIONS_MAX 4096u
 
 void worker_trace_drop(struct worker *self)
@@ -155,6 +154,6 @@ void worker_trace_add(struct worker *self, struct worker_reply *reply)
     if (output.data == NULL) return;
     memcpy(output.data, self->trace.text, self->trace.bytes);
     luna_Tensor tensor = {.dtype = luna_Dtype_U8, .dims_count = 1, .dims = {self->trace.bytes}};
-    text_set(tensor.name, sizeof tensor.name, TRACE_TENSOR);
+    text_set(tensor.name, sizeof tensor.name, CODEC_TRACE_TENSOR);
     worker_output_add(reply, &output, &tensor, NULL);  // an answer without it is an answer too
 }

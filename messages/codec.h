@@ -31,6 +31,7 @@
 #define CODEC_MAJOR 1u
 #define CODEC_MINOR 0u
 #define CODEC_ID_BYTES 16u
+#define CODEC_TRACE_TENSOR "trace"  // of an answer to who set want_trace
 #define CODEC_TENSORS_MAX 8u
 #define CODEC_TIMEOUT_MS_DEFAULT 120000u
 #define CODEC_PRIORITY_MAX 100

@@ -36,7 +36,7 @@ void trace_destroy(struct trace **self_p)
 void trace_add(struct trace *self, const struct luna_answer *answer, const char *name,
                uint32_t client, const uint64_t times_ns[2])
 {
-    const struct luna_tensor *tensor = luna_answer_tensor(answer, "trace");
+    const struct luna_tensor *tensor = luna_answer_tensor(answer, CODEC_TRACE_TENSOR);
     json_t *told = NULL;
     if (tensor != NULL) told = json_loadb(tensor->data, tensor->bytes, 0, NULL);
     json_t *own =

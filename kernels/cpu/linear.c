@@ -30,8 +30,8 @@ struct linear_plan cpu_linear_plan(const struct linear *op)
     plan.panels = cpu_divide_up(op->k, PANEL_COLUMNS);
     plan.row_items = cpu_divide_up(plan.strips, LINEAR_ITEM_STRIPS);
     plan.item_strips = cpu_divide_up(plan.strips, plan.row_items);
-    uint64_t panels = (uint64_t)plan.panels * plan.row_items;
-    plan.item_panels = panels >= 128 ? LINEAR_ITEM_PANELS : panels >= 32 ? 2 : 1;
+    uint64_t smallest_items = (uint64_t)plan.panels * plan.row_items;
+    plan.item_panels = smallest_items >= 128 ? LINEAR_ITEM_PANELS : smallest_items >= 32 ? 2 : 1;
     plan.column_items = cpu_divide_up(plan.panels, plan.item_panels);
     plan.packed_bytes = (uint64_t)plan.strips * STRIP_ROWS * plan.depth * sizeof(float);
     for (uint32_t i = 0; i < op->low_rank_count; i++) {

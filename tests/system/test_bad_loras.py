@@ -4,17 +4,15 @@ refused by name (or said to change nothing), and leaves the daemon as it was: an
 import os
 import pathlib
 import resource
-import shutil
-import tempfile
 import time
 
 import numpy as np
 import pytest
 
-from conftest import Daemon, request, text_request, wait_until
+from conftest import request, text_request, wait_until
 from files import ROOT, pack_safetensors
 from luna import luna_pb2 as pb
-from test_loras import Client, adapter
+from test_loras import Client, adapter, stack_request, start, stop
 
 EVIL = sorted((ROOT / "tests" / "golden" / "files").glob("evil_*.pt"))
 STEM = "lora_te1_text_model_encoder_layers_0_mlp_fc1"  # [256, 64] in the demo's model
@@ -94,13 +92,7 @@ class Bench(Client):
 
     def bytes_of(self, loras, one_shots=(), **fields):
         """(TextReply, payloads) of a prompt that has to be encoded."""
-        header, data = text_request(pb.ENCODE_TEXT, "a cat")
-        for name, payload in dict(one_shots).items():
-            header.tensors.add(name=name, dtype=pb.U8, dims=[len(payload)], bytes=len(payload))
-        body = pb.EncodeText(**fields)
-        for fields_of in loras:
-            body.loras.add(**fields_of)
-        answer, rest = self.raw.ask(header, body, data, *dict(one_shots).values(), seconds=60)
+        answer, rest = self.raw.ask(*stack_request(loras, one_shots, **fields), seconds=60)
         assert answer.code == pb.OK, answer.message
         return pb.TextReply.FromString(rest[0]), rest[1:]
 
@@ -144,12 +136,7 @@ class Bench(Client):
 
     def refuse(self, entry, one_shots=(), codes=(pb.INVALID_ARGUMENT,)):
         """The message by which a stack of this entry is refused."""
-        header, data = text_request(pb.ENCODE_TEXT, "a cat")
-        for name, payload in dict(one_shots).items():
-            header.tensors.add(name=name, dtype=pb.U8, dims=[len(payload)], bytes=len(payload))
-        body = pb.EncodeText()
-        body.loras.add(**entry)
-        answer, rest = self.raw.ask(header, body, data, *dict(one_shots).values(), seconds=60)
+        answer, rest = self.raw.ask(*stack_request([entry], one_shots), seconds=60)
         assert answer.code in codes, (pb.Code.Name(answer.code), answer.message)
         assert len(rest) < 2  # no tensor came with it
         return answer.message
@@ -157,16 +144,9 @@ class Bench(Client):
 
 @pytest.fixture(scope="module")
 def bench(models):
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="luna-s-"))
-    (folder / "loras").mkdir()
-    daemon = Daemon(folder, models, extra=f"[lora]\ndirectories = {folder / 'loras'}\n",
-                    settings={"scaling.idle_timeout_s": 3600}).wait_ready()
-    daemon.loras = folder / "loras"
+    daemon = start(models, daemon={"scaling.idle_timeout_s": 3600})
     yield Bench(daemon)
-    try:
-        daemon.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    stop(daemon)
 
 
 def refuse_by_every_way(bench, kind, data, words):
@@ -317,10 +297,7 @@ def test_a_file_that_changes_while_it_is_read_is_never_half_of_each(bench, chang
     old = large(1)
     path = bench.write("changing", old)
     bench.scan()
-    header, data = text_request(pb.ENCODE_TEXT, "a cat")
-    body = pb.EncodeText()
-    body.loras.add(reference="changing", strength=1)
-    bench.raw.send(header, body, data)
+    bench.raw.send(*stack_request([{"reference": "changing", "strength": 1}]))
     hold_open(bench, path)
     change(path, large(2) if change == rename_over else old)
     answer, rest = bench.raw.receive(60)
@@ -408,10 +385,8 @@ def is_answered_soon(bench, begun, *cancelled):
 def test_a_cancel_while_a_file_is_read_frees_its_request_at_once(bench):
     path = bench.write("slow", large(3))
     bench.scan()
-    header, data = text_request(pb.ENCODE_TEXT, "a cat")
-    body = pb.EncodeText()
-    body.loras.add(reference="slow", strength=1)
-    bench.raw.send(header, body, data)
+    header, *frames = stack_request([{"reference": "slow", "strength": 1}])
+    bench.raw.send(header, *frames)
     hold_open(bench, path)
     begun = time.monotonic()
     bench.raw.send(request(pb.CANCEL), pb.Cancel(id=header.id))
@@ -432,11 +407,8 @@ def test_a_cancel_of_a_merge_stops_it_and_frees_its_lane(bench):
     bench.put(pack_safetensors({f"{table}.oft_blocks": floats(49408 // size, size, size) / 100}), name="slow")
     bench.put(pack_safetensors({f"{STEM}.diff": floats(256, 64)}), name="quick")
     wait_until(lambda: bench.stats().totals.entries == 2, 10, "both are there")
-    header, data = text_request(pb.ENCODE_TEXT, "a cat")
-    body = pb.EncodeText()
-    for _ in range(4):
-        body.loras.add(reference="slow", strength=0.5)
-    bench.raw.send(header, body, data)
+    header, *frames = stack_request(4 * [{"reference": "slow", "strength": 0.5}])
+    bench.raw.send(header, *frames)
     beside = Client(bench.daemon)  # the answer is for the other one
     wait_until(lambda: beside.stats().merged_bytes > 0, 20, "it merges")
     beside.raw.close()

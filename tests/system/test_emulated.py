@@ -364,15 +364,21 @@ def wait_running(daemon):
     wait_until(lambda: daemon.status().requests.running == 1, 20, "it runs")
 
 
-def test_a_device_that_breaks_costs_no_request(make_emulated, faults):
-    daemon = make_emulated()
-    client = daemon.raw()
+def start_slow_decode(daemon, client, faults):
+    """The image that a decode is to give which runs now, and takes its time."""
     latent = random_latent(1, 2, 3)
     wanted = image_of(client.ask(*decode_request(latent)))
-    before = daemon.executor_pid
     faults.set("pace", 5000)
     client.send(*decode_request(latent))
     wait_running(daemon)
+    return wanted
+
+
+def test_a_device_that_breaks_costs_no_request(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    wanted = start_slow_decode(daemon, client, faults)
+    before = daemon.executor_pid
     faults.set("break")
     header, rest = client.receive()
     assert header.code == pb.OK and rest[1] == wanted
@@ -384,11 +390,7 @@ def test_a_device_that_breaks_costs_no_request(make_emulated, faults):
 def test_an_executor_that_is_killed_costs_no_request(make_emulated, faults):
     daemon = make_emulated()
     client = daemon.raw()
-    latent = random_latent(1, 2, 3)
-    wanted = image_of(client.ask(*decode_request(latent)))
-    faults.set("pace", 5000)
-    client.send(*decode_request(latent))
-    wait_running(daemon)
+    wanted = start_slow_decode(daemon, client, faults)
     daemon.kill_child("executor-process")
     header, rest = client.receive()
     assert header.code == pb.OK and rest[1] == wanted

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from conftest import Raw, request, text_request, wait_until
+from conftest import Raw, request, wait_until
 from files import pack_safetensors
 from luna import luna_pb2 as pb
-from test_loras import Client, adapter, start, stop
+from test_loras import Client, adapter, let_go, stack_request, start, stop
 
 SECONDS = float(os.environ.get("LUNA_CROWD_SECONDS", "6"))
 CLIENTS = 16
@@ -57,14 +57,12 @@ def make_request(luck, number):
         return request(pb.LORA_GET), pb.LoraGet(reference=luck.choice([name, "file-0"])), []
     if deed == "scan":
         return request(luck.choice([pb.LORA_SCAN, pb.LORA_LIST, pb.LORA_STATS])), b"", []
-    header, text = text_request(pb.ENCODE_TEXT, f"a cat {luck.random()}")
-    body, payloads = pb.EncodeText(), [text]
-    body.loras.add(reference=luck.choice([name, f"file-{which}"]), strength=0.5)
+    text = f"a cat {luck.random()}"
+    loras, one_shots = [{"reference": luck.choice([name, f"file-{which}"]), "strength": 0.5}], {}
     if luck.random() < 0.3:
-        data = UPLOADS[luck.choice([0, 2])]
-        header.tensors.add(name="lora.0", dtype=pb.U8, dims=[len(data)], bytes=len(data))
-        body.loras.add(tensor="lora.0", strength=0.25)
-        payloads.append(data)
+        one_shots["lora.0"] = UPLOADS[luck.choice([0, 2])]
+        loras.append({"tensor": "lora.0", "strength": 0.25})
+    header, body, *payloads = stack_request(loras, one_shots, text)
     return header, body, payloads
 
 
@@ -129,15 +127,10 @@ def daemon(models):
     stop(running)
 
 
-def let_go(daemon):
-    """Unpins and evicts everything; then nothing may be held."""
-    client, remote = Client(daemon), Client(daemon, daemon.tcp)
-    for lora in client.list():
-        for who in (client, remote):
-            for _ in range(lora.pins):
-                who.raw.ask(request(pb.LORA_UNPIN), pb.LoraName(reference=lora.hash))
-        if lora.hash:
-            client.raw.ask(request(pb.LORA_EVICT), pb.LoraName(reference=lora.hash))
+def nothing_is_held(daemon):
+    """Once everything was unpinned and evicted."""
+    client = Client(daemon)
+    let_go(daemon, client, lambda lora: lora.hash)
     wait_until(lambda: client.stats().totals.entries == 0, 10, "nothing is held")
     wait_until(lambda: client.stats().merged_bytes == client.stats().adapter_bytes == 0, 10, "nor by an executor")
     stats = client.stats()
@@ -164,5 +157,5 @@ def test_sixteen_clients_put_use_evict_and_scan_while_files_change(daemon):
     assert all(person.done for person in crowd)
     assert (daemon.core_pid, daemon.executor_pid) == pids  # nobody died, of a sanitizer or otherwise
     assert codes.get(("ENCODE_TEXT", "OK"), 0) > 0 and codes.get(("LORA_SCAN", "OK"), 0) > 0
-    let_go(daemon)
+    nothing_is_held(daemon)
     assert daemon.is_serving()

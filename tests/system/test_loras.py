@@ -32,6 +32,18 @@ def adapter(seed=1, rank=4, stem="lora_te1_text_model_encoder_layers_0_mlp_fc1",
     return pack_safetensors({**made, **tensors})
 
 
+def stack_request(loras, one_shots=(), text="a cat", **fields):
+    """(header, body, payloads...) of a prompt with a stack of LoraEntry; one_shots: {tensor: bytes}."""
+    header, data = text_request(pb.ENCODE_TEXT, text)
+    one_shots = dict(one_shots)
+    for name, payload in one_shots.items():
+        header.tensors.add(name=name, dtype=pb.U8, dims=[len(payload)], bytes=len(payload))
+    body = pb.EncodeText(**fields)
+    for fields_of in loras:
+        body.loras.add(**fields_of)
+    return header, body, data, *one_shots.values()
+
+
 class Client:
     """One connection, one question after the other."""
 
@@ -76,23 +88,17 @@ class Client:
         return self.ask(pb.LORA_SCAN, b"", pb.LoraScanReply, code=code)
 
     def encode(self, loras, code=pb.OK, one_shots=(), **fields):
-        """A prompt with a stack of LoraEntry; one_shots: {tensor: bytes}."""
-        header, data = text_request(pb.ENCODE_TEXT, "a cat")
-        for name, payload in dict(one_shots).items():
-            header.tensors.add(name=name, dtype=pb.U8, dims=[len(payload)], bytes=len(payload))
-        body = pb.EncodeText(**fields)
-        for fields_of in loras:
-            body.loras.add(**fields_of)
-        answer, rest = self.raw.ask(header, body, data, *dict(one_shots).values(), seconds=60)
+        answer, rest = self.raw.ask(*stack_request(loras, one_shots, **fields), seconds=60)
         assert answer.code == code, (pb.Code.Name(answer.code), pb.Code.Name(code), answer.message)
         return pb.TextReply.FromString(rest[0]) if code == pb.OK else answer.message
 
 
-def start(models, **settings):
+def start(models, daemon=(), **settings):
+    """A daemon with settings of the section lora, and, in daemon, of others."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="luna-s-"))
     (folder / "loras").mkdir()
-    running = Daemon(folder, models, extra="[lora]\n" + "".join(f"{key} = {value}\n" for key, value in {
-        "directories": folder / "loras", **settings}.items())).wait_ready()
+    running = Daemon(folder, models, settings=daemon, extra="[lora]\n" + "".join(
+        f"{key} = {value}\n" for key, value in {"directories": folder / "loras", **settings}.items())).wait_ready()
     running.loras = folder / "loras"
     return running
 
@@ -126,18 +132,23 @@ def fresh(models):
         stop(running)
 
 
+def let_go(daemon, client, is_to_go):
+    """Unpins everything for both users, and evicts what is to go."""
+    remote = Client(daemon, daemon.tcp)
+    for lora in client.list():
+        for who in (client, remote):
+            for _ in range(lora.pins):
+                who.raw.ask(request(pb.LORA_UNPIN), pb.LoraName(reference=lora.hash))
+        if is_to_go(lora):
+            client.raw.ask(request(pb.LORA_EVICT), pb.LoraName(reference=lora.hash))
+
+
 @pytest.fixture
 def client(store):
     """A client; what its test leaves in the store goes."""
     client = Client(store)
     yield client
-    remote = Client(store, store.tcp)
-    for lora in client.list():
-        for who in (client, remote):
-            for _ in range(lora.pins):
-                who.raw.ask(request(pb.LORA_UNPIN), pb.LoraName(reference=lora.hash))
-        if lora.resident:
-            client.raw.ask(request(pb.LORA_EVICT), pb.LoraName(reference=lora.hash))
+    let_go(store, client, lambda lora: lora.resident)
 
 
 @pytest.fixture
