@@ -85,6 +85,33 @@ enum status device_memory(const struct device *device, struct device_memory *out
                      device->info.name);
 }
 
+enum status device_lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error)
+{
+    assert(device != NULL);
+    assert(out != NULL);
+    assert(bytes > 0);
+    assert(bytes % DEVICE_LOAN_UNIT_BYTES == 0);
+    if (device->class->lend == NULL) {
+        return error_set(error, STATUS_UNIMPLEMENTED, "device \"%s\" has no memory to lend",
+                         device->info.name);
+    }
+    enum status status = device->class->lend(device, bytes, out, error);
+    if (status == STATUS_OK) atomic_fetch_add(&device->users, 1);
+    return status;
+}
+
+void device_take_back(struct device *device, struct device_loan *loan)
+{
+    assert(device != NULL);
+    assert(loan != NULL);
+    assert(loan->memory != NULL);
+    device->class->take_back(device, loan);
+    *loan = (struct device_loan){.memory = NULL};
+    uint32_t before = atomic_fetch_sub(&device->users, 1);
+    assert(before > 0);
+}
+
 enum status device_probe(struct device_probe *out, struct error *error)
 {
     assert(out != NULL);

@@ -109,6 +109,11 @@ struct device_class {
     enum status (*memory)(const struct device *device, struct device_memory *out,
                           struct error *error);
 
+    // See device_lend; both NULL: its memory cannot be shared.
+    enum status (*lend)(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error);
+    void (*take_back)(struct device *device, const struct device_loan *loan);
+
     void (*close)(struct device *device);
 };
 
@@ -116,7 +121,7 @@ struct device_class {
 struct device {
     const struct device_class *class;
     struct device_info info;
-    _Atomic uint32_t users;  // lanes and weights that were made on it and live; device.c counts
+    _Atomic uint32_t users;  // lanes, weights and loans that live; device.c counts
 };
 
 struct lane {

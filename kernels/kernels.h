@@ -96,6 +96,29 @@ struct device_memory {
 enum status device_memory(const struct device *device, struct device_memory *out,
                           struct error *error);
 
+#define DEVICE_HANDLE_BYTES 64u                     // a cudaIpcMemHandle_t
+#define DEVICE_LOAN_UNIT_BYTES (UINT64_C(2) << 20)  // what a GPU maps at once
+
+// Memory of a device that a process of this machine may map, by CUDA IPC.
+struct device_loan {
+    void *memory;                         // of the device; may be bound to slots of its programs
+    uint64_t bytes;                       // at memory
+    uint8_t handle[DEVICE_HANDLE_BYTES];  // what the other process opens
+};
+
+// Lends zeroed memory that nothing else lies in; bytes is a multiple of DEVICE_LOAN_UNIT_BYTES
+// above 0. It counts as used memory of the device.
+// Ownership: the caller ends the loan with device_take_back.
+// Errors:    UNIMPLEMENTED where memory cannot be shared; RESOURCE_EXHAUSTED; UNAVAILABLE when the
+//            device is broken.
+// Thread:    any that may wait for some ms.
+enum status device_lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error);
+
+// Ends a loan that nothing runs with. The other process should have closed it, or be gone.
+// Thread:    any.
+void device_take_back(struct device *device, struct device_loan *loan);
+
 // What GPUs there are.
 struct device_probe {
     char driver[64];    // with its version
@@ -154,7 +177,7 @@ uint64_t weight_bytes(const struct weight *weight);
 enum value_place {
     VALUE_NONE = 0,  // an optional operand that is not there
     VALUE_ARENA,     // bytes of the lane's arena
-    VALUE_SLOT,      // host memory that the caller binds for each run: inputs and outputs
+    VALUE_SLOT,      // memory that the caller binds for each run: inputs and outputs
 };
 
 // A place where an operation finds or leaves a tensor. Plain data: copy it freely.
@@ -194,7 +217,7 @@ struct value program_bytes(struct program *program, uint64_t bytes);
 struct value program_statistics(struct program *program, uint32_t n, uint32_t h, uint32_t w,
                                 uint32_t k);
 
-// Names host memory of the given size that the caller will bind as slot (below PROGRAM_SLOTS_MAX).
+// Names memory of the given size that the caller will bind as slot (below PROGRAM_SLOTS_MAX).
 // Thread:    the builder's.
 struct value program_slot(struct program *program, uint32_t slot, uint64_t bytes);
 
@@ -457,11 +480,11 @@ void lane_release(struct lane *lane);
 // Thread:    the driver's.
 uint64_t lane_arena_bytes(const struct lane *lane);
 
-// Starts a finished program and returns at once. bindings[i] is the memory of slot i, at least as
-// large as the program named it; the caller keeps it and the program until lane_collect.
-// The lane is idle, its arena is large enough, ids and indices in slots are in range: whoever let
-// them in has checked them.
-// Thread:    the driver's.
+// Starts a finished program and returns at once. bindings[i] is the memory of slot i, the host's
+// or, for pixels and latents, a loan's of this device, at least as large as the program named it;
+// the caller keeps it and the program until lane_collect. The lane is idle, its arena is large
+// enough, ids and indices in slots are in range: whoever let them in has checked them. Thread: the
+// driver's.
 void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
               uint32_t bindings_count);
 

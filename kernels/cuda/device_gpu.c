@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/driver_loan.h"
 #include "kernels/cuda/module.h"
 
 uint64_t gpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w,
@@ -39,6 +40,23 @@ static enum status read_memory(const struct device *device, struct device_memory
     return STATUS_OK;
 }
 
+static enum status lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error)
+{
+    _Static_assert(GPU_HANDLE_BYTES == DEVICE_HANDLE_BYTES, "a handle is as long on both sides");
+    const struct gpu_device *self = (const struct gpu_device *)device;
+    struct device_loan loan = {.bytes = bytes};
+    enum status status = gpu_lend(self->card, bytes, &loan.memory, loan.handle, error);
+    if (status == STATUS_OK) *out = loan;
+    return status;
+}
+
+static void take_back(struct device *device, const struct device_loan *loan)
+{
+    const struct gpu_device *self = (const struct gpu_device *)device;
+    gpu_take_back(self->card, loan->memory, loan->bytes, loan->handle);
+}
+
 static const struct device_class gpu_class = {
     .name = "gpu",
     .statistics_bytes = gpu_statistics_bytes,
@@ -57,6 +75,8 @@ static const struct device_class gpu_class = {
     .lane_trace = gpu_lane_trace,
     .lane_times = gpu_lane_times,
     .memory = read_memory,
+    .lend = lend,
+    .take_back = take_back,
     .close = close_gpu,
 };
 

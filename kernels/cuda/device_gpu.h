@@ -30,7 +30,7 @@ struct gpu_run {
     const struct gpu_device *device;    //
     struct gpu_stream *stream;          //
     uint8_t *arena;                     // device memory
-    void *const *bindings;              // host memory
+    void *const *bindings;              // host memory, or a loan's
     const struct operation *operation;  //
 };
 
@@ -49,7 +49,7 @@ static inline void *gpu_weight_data(const struct weight *weight)
 // Thread:    the lane's.
 void *gpu_address(const struct gpu_run *run, const struct value *value);
 
-// Host memory of a value in a slot; NULL for VALUE_NONE.
+// Memory of a value in a slot; NULL for VALUE_NONE.
 // Thread:    the lane's.
 void *gpu_host_address(const struct gpu_run *run, const struct value *value);
 

@@ -127,8 +127,8 @@ struct gpu_plane {
     uint64_t to_pitch, from_pitch;  // bytes
 };
 
-// Enqueues a copy from the host to the device or back. Host memory stays until the stream was
-// waited for.
+// Enqueues a copy from the host to the device or back; the host's memory may as well be a loan's
+// (driver_loan.h). It stays until the stream was waited for.
 // Thread:    the user's.
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane);
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane);

@@ -159,27 +159,28 @@ static void check(struct gpu_stream *self, const char *what, cudaError_t result)
     if (result != cudaSuccess) gpu_stream_fail(self, what, cudaGetErrorString(result));
 }
 
-static void copy_plane(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane,
-                       enum cudaMemcpyKind kind)
+// Where the memory of a slot is, the host's or a loan's, its address tells.
+static void copy_plane(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
     if (self->message[0] != '\0') return;
     if (plane.rows == 1) {
-        check(self, "cudaMemcpyAsync", cudaMemcpyAsync(to, from, plane.width, kind, self->handle));
+        check(self, "cudaMemcpyAsync",
+              cudaMemcpyAsync(to, from, plane.width, cudaMemcpyDefault, self->handle));
         return;
     }
     check(self, "cudaMemcpy2DAsync",
           cudaMemcpy2DAsync(to, plane.to_pitch, from, plane.from_pitch, plane.width, plane.rows,
-                            kind, self->handle));
+                            cudaMemcpyDefault, self->handle));
 }
 
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane, cudaMemcpyHostToDevice);
+    copy_plane(self, to, from, plane);
 }
 
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane, cudaMemcpyDeviceToHost);
+    copy_plane(self, to, from, plane);
 }
 
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)

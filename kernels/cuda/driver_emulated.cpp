@@ -25,7 +25,7 @@
 
 #include "kernels/emulation/emulation.h"
 
-#include "kernels/cuda/driver.h"
+#include "kernels/cuda/driver_emulated.h"
 
 struct gpu_card {
     struct gpu_facts facts;
@@ -186,7 +186,43 @@ void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gp
     emulation::shut_memory();
 }
 
+bool fits(uint64_t bytes)
+{
+    uint64_t refused = 0;
+    bool is_refused = read_fault("refuse", &refused) && bytes >= refused && take_fault("refuse");
+    return !is_refused && bytes <= free_bytes();
+}
+
+enum status fail_to_fit(uint64_t bytes, struct error *error)
+{
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                     "no device memory for %llu bytes beside the %llu in use",
+                     static_cast<unsigned long long>(bytes),
+                     static_cast<unsigned long long>(device().allocated_bytes));
+}
+
+void count_taken(struct gpu_card *card, uint64_t bytes)
+{
+    card->used_bytes += bytes;
+    device().allocated_bytes += bytes;
+}
+
 }  // namespace
+
+enum status gpu_emulated_take(struct gpu_card *self, uint64_t bytes, struct error *error)
+{
+    guard held;
+    if (device().is_broken) return fail_broken(error);
+    if (!fits(bytes)) return fail_to_fit(bytes, error);
+    count_taken(self, bytes);
+    return STATUS_OK;
+}
+
+void gpu_emulated_give(struct gpu_card *self, uint64_t bytes)
+{
+    self->used_bytes -= bytes;
+    device().allocated_bytes -= bytes;
+}
 
 extern "C" {
 
@@ -260,19 +296,10 @@ enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, stru
 {
     guard held;
     if (device().is_broken) return fail_broken(error);
-    uint64_t refused = 0;
-    bool is_refused = read_fault("refuse", &refused) && bytes >= refused && take_fault("refuse");
-    bool fits = !is_refused && bytes <= free_bytes();
-    void *memory = fits ? emulation::allocate(bytes) : nullptr;
-    if (memory == nullptr) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
-                         "no device memory for %llu bytes beside the %llu in use",
-                         static_cast<unsigned long long>(bytes),
-                         static_cast<unsigned long long>(emulation::allocated_bytes()));
-    }
+    void *memory = fits(bytes) ? emulation::allocate(bytes) : nullptr;
+    if (memory == nullptr) return fail_to_fit(bytes, error);
     *out = memory;
-    self->used_bytes += bytes;
-    device().allocated_bytes += bytes;
+    count_taken(self, bytes);
     return STATUS_OK;
 }
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cuda/driver.h"
+#include "kernels/cuda/driver_loan.h"
 #include "tests/test.h"
 
 #define CARD_BYTES (UINT64_C(1) << 30)
@@ -234,6 +234,22 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     return make((void **)out);
 }
 
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    assert_null(stream);  // of a lane an event is waited for, asleep
+    cudaError_t result = begin();
+    if (result == cudaSuccess) copy_until(fake.copies_asked);
+    return result;
+}
+
+// A handle holds the address.
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *memory)
+{
+    memset(out, 0, sizeof *out);
+    memcpy(out->reserved, &memory, sizeof memory);
+    return begin();
+}
+
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     end(stream);
@@ -278,7 +294,7 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    (void)kind;
+    assert_true(kind == cudaMemcpyDefault || kind == cudaMemcpyHostToDevice);
     (void)stream;
     return ask_copy(to, from, bytes);
 }
@@ -287,7 +303,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
                               size_t width, size_t rows, enum cudaMemcpyKind kind,
                               cudaStream_t stream)
 {
-    (void)kind;
+    assert_int_equal(kind, cudaMemcpyDefault);  // a slot may be a loan's
     (void)stream;
     cudaError_t result = cudaSuccess;
     for (size_t row = 0; row < rows && result == cudaSuccess; row++) {
@@ -411,6 +427,50 @@ static void an_upload_of_several_pieces_arrives_whole(void **state)
     assert_int_equal(live_objects(), 0);
 }
 
+static void a_loan_is_zeroed_counted_and_has_a_handle(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_memory told;
+    uint8_t handle[GPU_HANDLE_BYTES] = {0};
+    void *loan = NULL;
+    void *named = NULL;
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, NULL), STATUS_OK);
+    memcpy(&named, handle, sizeof named);
+    assert_ptr_equal(named, loan);
+    const uint8_t *bytes = loan;
+    uint32_t set = 0;
+    for (uint32_t i = 0; i < 2u << 20; i++) set |= bytes[i];
+    assert_int_equal(set, 0);
+    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_OK);
+    assert_int_equal(told.used_bytes, 2u << 20);
+    gpu_take_back(card, loan, 2u << 20, handle);
+    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_OK);
+    assert_int_equal(told.used_bytes, 0);
+    gpu_close(&card);
+    assert_int_equal(fake.allocated_bytes, 0);
+}
+
+static void a_system_that_cannot_share_is_no_broken_device(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct error error;
+    uint8_t handle[GPU_HANDLE_BYTES] = {0};
+    void *loan = NULL;
+    fake.fail_at = fake.calls + 3;  // behind cudaSetDevice and cudaMalloc
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, &error), STATUS_UNIMPLEMENTED);
+    assert_non_null(strstr(error.message, "cudaIpcGetMemHandle"));
+    assert_int_equal(fake.last, cudaSuccess);  // taken back
+    assert_null(loan);
+    assert_int_equal(gpu_lend(card, CARD_BYTES * 2, &loan, handle, &error),
+                     STATUS_RESOURCE_EXHAUSTED);
+    fake.sticky = cudaErrorIllegalAddress;
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, &error), STATUS_UNAVAILABLE);
+    gpu_close(&card);
+    assert_int_equal(fake.allocated_bytes, 0);
+}
+
 // A run of a few steps and its times; returns how it ended.
 static enum status run(struct gpu_stream *stream, void *memory, char *host)
 {
@@ -488,9 +548,12 @@ static bool do_everything(void)
         .fill = count_up, .count = 4, .element_bytes = sizeof(uint32_t)};
     char host[16] = "";
     uint64_t times[21];
+    uint8_t handle[GPU_HANDLE_BYTES];
     void *memory = NULL;
+    void *loan = NULL;
     enum status status = gpu_open(&card, 0, NULL);
     if (status == STATUS_OK) status = gpu_allocate(card, 16, &memory, NULL);
+    if (status == STATUS_OK) status = gpu_lend(card, 64, &loan, handle, NULL);
     if (status == STATUS_OK) status = gpu_upload(card, memory, &source, NULL);
     if (status == STATUS_OK) status = gpu_read_memory(card, &told, NULL);
     if (status == STATUS_OK) status = gpu_stream_create(&stream, card, &signals, NULL);
@@ -499,6 +562,7 @@ static bool do_everything(void)
     bool is_whole = status == STATUS_OK && gpu_stream_times(stream, times, 20) == 20;
     gpu_stream_destroy(&stream);
     if (card != NULL) gpu_free(card, memory, 16);
+    if (loan != NULL) gpu_take_back(card, loan, 64, handle);
     gpu_close(&card);
     return is_whole;
 }
@@ -529,6 +593,8 @@ int main(void)
         cmocka_unit_test(a_card_says_what_it_is),
         cmocka_unit_test(freeing_never_waits_and_is_believed_at_once),
         cmocka_unit_test(an_upload_of_several_pieces_arrives_whole),
+        cmocka_unit_test(a_loan_is_zeroed_counted_and_has_a_handle),
+        cmocka_unit_test(a_system_that_cannot_share_is_no_broken_device),
         cmocka_unit_test(a_traced_run_has_a_time_for_every_step),
         cmocka_unit_test(a_failure_that_stays_means_that_the_device_is_broken),
         cmocka_unit_test(any_call_of_the_runtime_may_fail_and_nothing_is_left_behind),
