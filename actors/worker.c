@@ -301,12 +301,27 @@ static void say_broken(struct worker *self, const struct error *error)
 bool worker_take_arena(struct worker *self, uint64_t bytes)
 {
     assert(self->busy);
+    assert(self->growing_bytes == 0);
+    if (bytes <= lane_arena_bytes(self->lane)) return true;
+    self->growing_bytes = bytes;
+    lane_grow(self->lane, bytes);
+    return false;
+}
+
+// The lane has its arena, or the device had less than was granted.
+static void on_grown(struct worker *self)
+{
     struct error error;
-    enum status status = lane_reserve(self->lane, bytes, &error);
-    if (status == STATUS_OK) return true;
+    uint64_t bytes = self->growing_bytes;
+    enum status status = lane_collect(self->lane, &error);
+    self->growing_bytes = 0;
+    if (status == STATUS_OK) {
+        self->calls->granted(self, true, self->reserved_bytes, 0);
+        return;
+    }
     if (status == STATUS_UNAVAILABLE) {
         say_broken(self, &error);
-        return false;
+        return;
     }
     self->reserved_bytes = lane_arena_bytes(self->lane);
     const struct executor_letter letter = {.kind = EXECUTOR_FELL_SHORT,
@@ -314,6 +329,15 @@ bool worker_take_arena(struct worker *self, uint64_t bytes)
                                            .bytes = bytes,
                                            .capacity = self->reserved_bytes};
     worker_tell_executor(self, &letter, NULL);
+}
+
+// False when nobody in the batch wants the result any more.
+static bool is_wanted(const struct worker *self)
+{
+    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
+        const struct worker_job *job = &self->jobs[i];
+        if (job->number != 0 && job->in_hand && !job->cancelled) return true;
+    }
     return false;
 }
 
@@ -327,11 +351,16 @@ void worker_run(struct worker *self, const struct program *program, void *const 
     self->marks_total = program_marks(program);
     worker_trace_begin(self, program);
     lane_run(self->lane, program, bindings, count);
+    if (!is_wanted(self)) lane_cancel(self->lane);
 }
 
 static void on_lane(void *state)
 {
     struct worker *self = state;
+    if (self->growing_bytes > 0) {
+        on_grown(self);
+        return;
+    }
     if (!self->running) return;
     struct error error = {.status = STATUS_OK};
     tell_progress(self);
@@ -448,12 +477,7 @@ static void on_cancel(struct worker *self, uint64_t number)
         worker_fail(self, job, &error);
         return;
     }
-    // A lane is stopped only when nobody in its batch wants the result any more.
-    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
-        const struct worker_job *mate = &self->jobs[i];
-        if (mate->number != 0 && mate->in_hand && !mate->cancelled) return;
-    }
-    if (self->running) lane_cancel(self->lane);
+    if (self->running && !is_wanted(self)) lane_cancel(self->lane);
 }
 
 static void on_control_letter(void *state, const luna_Letter *letter, struct message *frames)

@@ -6,7 +6,8 @@
 // cancellations are served while the lane runs. The mailbox is bounded by the credit that the
 // router keeps.
 //
-//     idle --work()--> asks the executor for memory --granted()--> runs the lane --ran()--> idle
+//     idle --work()--> asks the executor for memory --granted()--> has the lane take it
+//          --granted()--> runs the lane --ran()--> idle
 //
 // The two kinds supply those three functions and nothing else.
 
@@ -54,8 +55,8 @@ struct worker_calls {
 
     // The worker is idle and jobs may wait: take some with worker_next and begin.
     void (*work)(struct worker *worker);
-    // The executor's answer to worker_reserve. bytes: what it may have at most when it was not
-    // granted; capacity: what the device could ever give.
+    // The executor's answer to worker_reserve, and once more the end of worker_take_arena. bytes:
+    // what it may have at most when it was not granted; capacity: what the device could ever give.
     void (*granted)(struct worker *worker, bool granted, uint64_t bytes, uint64_t capacity);
     // The lane has ended.
     void (*ran)(struct worker *worker, const struct error *error);
@@ -85,6 +86,7 @@ struct worker {
     uint64_t jobs_done;                // counted as progress
     bool busy;                         // between work() taking a job and worker_idle()
     bool running;                      // the lane runs
+    uint64_t growing_bytes;            // that the lane's arena is to have; 0: it does not grow
     bool draining;                     // takes nothing new
     uint64_t reserved_bytes;           // granted by the executor
     uint64_t idle_since_ns;            // when it had nothing to do
@@ -120,8 +122,8 @@ void worker_give_back_stack(struct worker *self, uint64_t job);
 // Asks the executor for an arena of bytes; granted() is called with the answer.
 void worker_reserve(struct worker *self, uint64_t bytes);
 
-// Takes the arena that was granted. False when the device has less than its ledger said: granted()
-// is called once more, with what there is.
+// Takes the arena that was granted. False when the lane has to make it first: granted() is called
+// once more, when it is there, or with what there is when the device has less than its ledger said.
 bool worker_take_arena(struct worker *self, uint64_t bytes);
 
 // A run is about to begin; it has ended, its program still lives; an answer of a job of that run is
@@ -132,7 +134,7 @@ void worker_trace_add(struct worker *self, struct worker_reply *reply);
 void worker_trace_drop(struct worker *self);
 
 // Starts the lane; ran() is called at its end, unless the device broke: then this process ends and
-// its jobs are given out again.
+// its jobs are given out again. A run whose jobs were all cancelled meanwhile ends as cancelled.
 void worker_run(struct worker *self, const struct program *program, void *const *bindings,
                 uint32_t count);
 

@@ -246,12 +246,22 @@ void lane_destroy(struct lane **lane_p)
     *lane_p = NULL;
 }
 
+void lane_grow(struct lane *lane, uint64_t bytes)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    assert(bytes > lane->arena_bytes);
+    lane->running = true;
+    lane->device->class->lane_grow(lane, bytes);
+}
+
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
 {
     assert(lane != NULL);
     assert(!lane->running);
     if (bytes <= lane->arena_bytes) return STATUS_OK;
-    enum status status = lane->device->class->lane_reserve(lane, bytes, error);
+    lane_grow(lane, bytes);
+    enum status status = lane_collect(lane, error);
     assert(status != STATUS_OK || lane->arena_bytes >= bytes);
     return status;
 }

@@ -90,8 +90,9 @@ struct device_class {
 
     enum status (*lane_create)(struct lane **out, struct device *device, struct error *error);
     void (*lane_destroy)(struct lane *lane);
-    // Only to grow an idle lane's arena; sets arena_bytes on success and keeps the old one else.
-    enum status (*lane_reserve)(struct lane *lane, uint64_t bytes, struct error *error);
+    // Only to make an idle lane's arena larger; lane_collect tells how that went, and arena_bytes
+    // is new from then on.
+    void (*lane_grow)(struct lane *lane, uint64_t bytes);
     void (*lane_release)(struct lane *lane);
     void (*lane_run)(struct lane *lane, const struct program *program, void *const *bindings,
                      uint32_t bindings_count);
@@ -128,7 +129,7 @@ struct lane {
     struct device *device;
     int descriptor;  // eventfd or the like
     uint64_t arena_bytes;
-    bool running;  // between lane_run and lane_collect
+    bool running;  // between lane_run or lane_grow and lane_collect
 };
 
 // Arena alignment of every value, in bytes.

@@ -6,7 +6,8 @@
 //     weight    an immutable tensor, laid out as the device likes it, shared by all lanes
 //     program   a list of fused operations over one arena; building it allocates no tensor, so its
 //               peak is known before anything runs, and it can be run any number of times
-//     lane      runs one program at a time in its own arena; its end arrives on a file descriptor
+//     lane      runs one program at a time in its own arena, and makes that arena; the end of
+//               either arrives on a file descriptor
 //
 //     struct program *program = NULL;
 //     program_create(&program, device);
@@ -15,8 +16,9 @@
 //     program_release(program, x);              // its bytes may serve the operations that follow
 //     status = program_finish(program, &error); // the first error of all the calls above
 //     ... program_peak_bytes(program) ...       // admit, or not
-//     lane_reserve(lane, program_peak_bytes(program), &error);
-//     lane_run(lane, program, bindings, 2);     // returns at once; lane_descriptor() tells the end
+//     lane_grow(lane, program_peak_bytes(program));
+//     status = lane_collect(lane, &error);      // lane_descriptor() tells when it need not wait
+//     lane_run(lane, program, bindings, 2);     // returns at once, as lane_grow does
 //     status = lane_collect(lane, &error);
 //
 // Legend: n images, h rows, w columns, c channels in, k channels (or columns) out, r x r taps.
@@ -464,11 +466,19 @@ enum status lane_create(struct lane **out, struct device *device, struct error *
 // Thread:    the driver's.
 void lane_destroy(struct lane **lane_p);
 
-// Makes the arena at least bytes large: a real allocation that the system accounts for, on a GPU
-// taken at once so that no other process can race for it; on a CPU the pages come as the first run
-// touches them. A smaller request keeps the larger arena. The lane is idle.
-// Errors:    RESOURCE_EXHAUSTED: the lane keeps what it had; on a GPU, where the old arena makes
-//            room for the new one, it has none when others took that room. UNAVAILABLE: broken.
+// Begins to make the arena bytes large, more than it is, and returns at once: a real allocation
+// that the system accounts for, on a GPU taken as a whole so that no other process can race for it;
+// on a CPU the pages come as the first run touches them. It ends as a run does, by lane_collect,
+// and cannot be cancelled. The lane is idle. Errors:    by lane_collect. RESOURCE_EXHAUSTED: the
+// lane keeps what it had; on a GPU, where the
+//            old arena makes room for the new one, it has none when others took that room.
+//            UNAVAILABLE: broken.
+// Thread:    the driver's.
+void lane_grow(struct lane *lane, uint64_t bytes);
+
+// Makes the arena at least bytes large and waits until it is: for who may wait. A smaller request
+// keeps the larger arena. The lane is idle.
+// Errors:    those of lane_grow.
 // Thread:    the driver's.
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
 
@@ -476,7 +486,7 @@ enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
 // Thread:    the driver's.
 void lane_release(struct lane *lane);
 
-// Bytes of the arena now.
+// Bytes of the arena now; while it grows, as many as before.
 // Thread:    the driver's.
 uint64_t lane_arena_bytes(const struct lane *lane);
 
@@ -488,11 +498,12 @@ uint64_t lane_arena_bytes(const struct lane *lane);
 void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
               uint32_t bindings_count);
 
-// Becomes readable when the program has ended; lane_collect resets it. Poll it, nothing else.
-// Thread:    any.
+// Becomes readable when the program has ended or the arena is made; lane_collect resets it. Poll
+// it, nothing else. Thread:    any.
 int lane_descriptor(const struct lane *lane);
 
-// Ends the run: waits for it if need be, then tells how it went. The lane is idle afterwards.
+// Ends the run, or the arena's growth: waits for it if need be, then tells how it went. The lane is
+// idle afterwards.
 // Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch;
 //            UNAVAILABLE when the device is broken: nothing runs on it in this process any more.
 // Thread:    the driver's.

@@ -83,7 +83,7 @@ void gpu_weight_destroy(struct weight *weight);
 // As struct device_class has them.
 enum status gpu_lane_create(struct lane **out, struct device *device, struct error *error);
 void gpu_lane_destroy(struct lane *lane);
-enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
+void gpu_lane_grow(struct lane *lane, uint64_t bytes);
 void gpu_lane_release(struct lane *lane);
 void gpu_lane_run(struct lane *lane, const struct program *program, void *const *bindings,
                   uint32_t bindings_count);

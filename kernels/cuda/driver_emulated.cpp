@@ -11,6 +11,7 @@
 //
 //     hog      so many bytes of the device are held by somebody else
 //     refuse   the next allocation of at least so many bytes fails, once
+//     stall    allocations of at least so many bytes wait until the file is gone
 //     break    the next launch fails for good, once
 //     pace     every launch takes so many microseconds more
 
@@ -126,6 +127,13 @@ uint64_t free_bytes()
     held += device().allocated_bytes;
     uint64_t total = emulation::settings().device_bytes;
     return held < total ? total - held : 0;
+}
+
+// A driver may take its time for memory; what runs goes on meanwhile.
+void stall(uint64_t bytes)
+{
+    uint64_t stalled = 0;
+    while (read_fault("stall", &stalled) && bytes >= stalled) usleep(1000);
 }
 
 uint64_t now_ns()
@@ -294,6 +302,7 @@ enum status gpu_read_memory(struct gpu_card *self, struct gpu_memory *out, struc
 
 enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
 {
+    stall(bytes);
     guard held;
     if (device().is_broken) return fail_broken(error);
     void *memory = fits(bytes) ? emulation::allocate(bytes) : nullptr;

@@ -1,9 +1,10 @@
 // lane_gpu.c - a lane: a thread that enqueues a program's operations on a stream and sleeps until
-// they are done.
+// they are done. The same thread makes the arena, because the driver may take its time for memory
+// while others use the device.
 //
 // The thread keeps at most GPU_STEPS_MAX operations under way, so that a cancelled run ends soon
 // and marks and progress tell what has been done, not what has been asked for. Waiting is the
-// driver's and sleeps. The end of a run makes the eventfd readable.
+// driver's and sleeps. The end of a run or a growth makes the eventfd readable.
 
 #include <assert.h>
 #include <poll.h>
@@ -18,17 +19,19 @@
 struct gpu_lane {
     struct lane base;                   // what every lane has
     struct gpu_stream *stream;          // used by the thread alone while a program runs
-    void *arena;                        // device memory of base.arena_bytes
+    void *arena;                        // of grown_bytes; the thread uses it while a task runs
     pthread_t thread;                   // that enqueues
     bool has_thread;                    // it was started
-    pthread_mutex_t lock;               // guards program and is_ending
+    pthread_mutex_t lock;               // guards program, wanted_bytes and is_ending
     pthread_cond_t changed;             // one of them
     const struct program *program;      // to be run; the thread sets it to NULL at the end
+    uint64_t wanted_bytes;              // that the arena is to have; likewise 0 at the end
+    uint64_t grown_bytes;               // that it has; the eventfd orders it
     bool is_ending;                     // the thread shall return
     void *bindings[PROGRAM_SLOTS_MAX];  // copied from lane_run
     struct gpu_signals signals;         // between the lane, its thread and the stream
     _Atomic uint32_t marks;             // passed by the running or last program
-    enum status status;                 // how the last run ended; the eventfd orders it
+    enum status status;                 // how it ended; the eventfd orders it
     struct error error;                 // and why
 };
 
@@ -74,20 +77,44 @@ static void run_program(struct gpu_lane *self, const struct program *program)
     }
 }
 
+// The old arena goes before the new one is taken: the executor promised the difference, not the
+// sum. Nothing runs on the lane, so it is free at once.
+static void grow_arena(struct gpu_lane *self, uint64_t bytes)
+{
+    struct gpu_card *card = device_of(self)->card;
+    uint64_t before = self->grown_bytes;
+    gpu_free(card, self->arena, before);
+    self->arena = NULL;
+    self->grown_bytes = 0;
+    self->status = gpu_allocate(card, bytes, &self->arena, &self->error);
+    if (self->status == STATUS_OK) {
+        self->grown_bytes = bytes;
+    } else if (before > 0 && gpu_allocate(card, before, &self->arena, NULL) == STATUS_OK) {
+        self->grown_bytes = before;
+    }
+    __atomic_fetch_add(&self->signals.progress, 1, __ATOMIC_RELAXED);
+}
+
 static void *run_thread(void *argument)
 {
     struct gpu_lane *self = argument;
     pthread_mutex_lock(&self->lock);
     while (!self->is_ending) {
-        if (self->program == NULL) {
+        if (self->program == NULL && self->wanted_bytes == 0) {
             pthread_cond_wait(&self->changed, &self->lock);
             continue;
         }
         const struct program *program = self->program;
+        uint64_t wanted_bytes = self->wanted_bytes;
         pthread_mutex_unlock(&self->lock);
-        run_program(self, program);
+        if (program != NULL) {
+            run_program(self, program);
+        } else {
+            grow_arena(self, wanted_bytes);
+        }
         pthread_mutex_lock(&self->lock);
         self->program = NULL;
+        self->wanted_bytes = 0;
         uint64_t one = 1;
         ssize_t written = write(self->base.descriptor, &one, sizeof one);
         assert(written == sizeof one);
@@ -148,21 +175,16 @@ done:
 // ---------------------------------------------------------------------------------------------
 // The arena
 
-// The old arena goes before the new one is taken: the executor promised the difference, not the
-// sum. Nothing runs on the lane, so it is free at once.
-enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
+void gpu_lane_grow(struct lane *lane, uint64_t bytes)
 {
     struct gpu_lane *self = (struct gpu_lane *)lane;
-    struct gpu_card *card = device_of(self)->card;
-    uint64_t before = lane->arena_bytes;
-    gpu_lane_release(lane);
-    enum status status = gpu_allocate(card, bytes, &self->arena, error);
-    if (status == STATUS_OK) {
-        lane->arena_bytes = bytes;
-    } else if (before > 0 && gpu_allocate(card, before, &self->arena, NULL) == STATUS_OK) {
-        lane->arena_bytes = before;
-    }
-    return status;
+    assert(bytes > 0);
+    pthread_mutex_lock(&self->lock);
+    assert(self->program == NULL);
+    assert(self->wanted_bytes == 0);
+    self->wanted_bytes = bytes;
+    pthread_cond_signal(&self->changed);
+    pthread_mutex_unlock(&self->lock);
 }
 
 void gpu_lane_release(struct lane *lane)
@@ -170,6 +192,7 @@ void gpu_lane_release(struct lane *lane)
     struct gpu_lane *self = (struct gpu_lane *)lane;
     gpu_free(device_of(self)->card, self->arena, lane->arena_bytes);
     self->arena = NULL;
+    self->grown_bytes = 0;
     lane->arena_bytes = 0;
 }
 
@@ -186,6 +209,7 @@ void gpu_lane_run(struct lane *lane, const struct program *program, void *const 
     atomic_store(&self->marks, 0);
     pthread_mutex_lock(&self->lock);
     assert(self->program == NULL);
+    assert(self->wanted_bytes == 0);
     self->program = program;
     pthread_cond_signal(&self->changed);
     pthread_mutex_unlock(&self->lock);
@@ -201,6 +225,7 @@ enum status gpu_lane_collect(struct lane *lane, struct error *error)
     pthread_mutex_lock(&self->lock);  // the thread has left the run behind
     enum status status = self->status;
     if (status != STATUS_OK && error != NULL) *error = self->error;
+    lane->arena_bytes = self->grown_bytes;
     pthread_mutex_unlock(&self->lock);
     return status;
 }

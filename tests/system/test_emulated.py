@@ -349,6 +349,32 @@ def test_what_may_not_be_tiled_is_tried_again(make_emulated, faults):
     assert not faults.is_set("refuse")
 
 
+def test_a_driver_that_is_long_about_memory_stops_nobody(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 4, 14)
+    wanted = image_of(client.ask(*decode_request(random_latent(1, 1, 2))))
+    text, data = text_request(pb.ENCODE_TEXT, "a cat")
+    image_of(client.ask(text, pb.EncodeText(), data))
+    faults.set("stall", 1_000_000)
+    header, body, payload = decode_request(latent)
+    client.send(header, body, payload)
+    wait_running(daemon)
+    text, data = text_request(pb.ENCODE_TEXT, "a dog")
+    image_of(client.ask(text, pb.EncodeText(), data))  # a lane beside it
+    cancel = request(pb.CANCEL)
+    client.send(cancel, pb.Cancel(id=header.id))
+    codes = {answer.id: answer.code for answer, _ in (client.receive(), client.receive())}
+    assert codes == {header.id: pb.CANCELLED, cancel.id: pb.OK}
+    again = decode_request(random_latent(1, 1, 2))
+    client.send(*again)
+    assert client.is_silent(300)  # its lane waits
+    faults.clear("stall")
+    answer, rest = client.receive()
+    assert (answer.id, answer.code) == (again[0].id, pb.OK) and rest[1] == wanted
+    assert image_of(client.ask(*decode_request(latent)))
+
+
 @pytest.mark.parametrize("number", [1, 60, 200])
 def test_any_allocation_may_fail(make_emulated, number):
     daemon = make_emulated(environment={"LUNA_EMULATION_FAIL_AT": str(number)})
