@@ -68,6 +68,8 @@ struct executor_letter {
 struct loader_letter {
     luna_ModelDefinition definition;  // files and embeddings
     luna_Group group;                 // what to load
+    bool is_plan;                     // or only to say what it is going to hold
+    uint64_t plan_bytes;              // answer, with is_plan
     struct loaded
         *loaded;         // answer: the networks, the executor's from then on; NULL when it failed
     struct error error;  // answer: why

@@ -33,7 +33,8 @@ struct model_entry {
     bool loading[3];                   // the loader works on it
     bool is_second_try[3];             // memory lacked in spite of the plan, once
     uint64_t promised_bytes[3];        // reserved for it while it loads
-    uint64_t known_bytes[3];           // what it took when it was loaded last; 0: never was
+    uint64_t planned_bytes[3];         // what the device says it takes; 0: was not asked yet
+    uint64_t wanted_bytes[3];          // to load it: as planned, or more where that was too little
     uint64_t used_ns[3];               // when a worker used it last, or it was loaded
     char hash_vae[65], hash_text[65];  // content ids, once known
 };

@@ -163,12 +163,18 @@ static enum status check_source(const struct weight_source *source, struct error
         return error_set(error, STATUS_INVALID_ARGUMENT, "weight in %u parts, must be 1 to %u",
                          source->parts_count, parts_max);
     }
-    for (uint32_t i = 0; i < source->parts_count; i++) {
-        if (source->parts[i] == NULL) {
-            return error_set(error, STATUS_INVALID_ARGUMENT, "part %u of a weight is missing", i);
-        }
-    }
     return check_dims(source, error);
+}
+
+enum status weight_plan(const struct device *device, const struct weight_source *source,
+                        uint64_t *out, struct error *error)
+{
+    assert(device != NULL);
+    assert(source != NULL);
+    assert(out != NULL);
+    enum status status = check_source(source, error);
+    if (status == STATUS_OK) *out = device->class->weight_plan(device, source);
+    return status;
 }
 
 enum status weight_create(struct weight **out, struct device *device,
@@ -179,6 +185,11 @@ enum status weight_create(struct weight **out, struct device *device,
     assert(source != NULL);
     enum status status = check_source(source, error);
     if (status != STATUS_OK) return status;
+    for (uint32_t i = 0; i < source->parts_count; i++) {
+        if (source->parts[i] == NULL) {
+            return error_set(error, STATUS_INVALID_ARGUMENT, "part %u of a weight is missing", i);
+        }
+    }
     struct weight *self = NULL;
     status = device->class->weight_create(&self, device, source, error);
     if (status != STATUS_OK) return status;

@@ -84,6 +84,8 @@ struct device_class {
     // Bytes of arena that the (already checked) operation needs for itself.
     uint64_t (*workspace_bytes)(const struct device *device, const struct operation *operation);
 
+    // What weight_create is going to hold for an already checked source; its parts may be NULL.
+    uint64_t (*weight_plan)(const struct device *device, const struct weight_source *source);
     enum status (*weight_create)(struct weight **out, struct device *device,
                                  const struct weight_source *source, struct error *error);
     void (*weight_destroy)(struct weight *weight);

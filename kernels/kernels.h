@@ -164,6 +164,13 @@ struct weight_source {
 enum status weight_create(struct weight **out, struct device *device,
                           const struct weight_source *source, struct error *error);
 
+// Bytes that weight_create is going to hold for such a tensor, exactly: weight_bytes of its result.
+// The parts may be NULL, they are not looked at.
+// Errors:    INVALID_ARGUMENT as weight_create.
+// Thread:    any.
+enum status weight_plan(const struct device *device, const struct weight_source *source,
+                        uint64_t *out, struct error *error);
+
 // Destroys a weight that no running program uses. NULL is allowed.
 // Thread:    any.
 void weight_destroy(struct weight **weight_p);

@@ -220,6 +220,7 @@ static const struct device_class cpu_class = {
     .name = "cpu",
     .statistics_bytes = cpu_statistics_bytes,
     .workspace_bytes = cpu_workspace_bytes,
+    .weight_plan = cpu_weight_plan,
     .weight_create = cpu_weight_create,
     .weight_destroy = cpu_weight_destroy,
     .lane_create = lane_create_cpu,

@@ -75,7 +75,8 @@ void gpu_enqueue_linear(const struct gpu_run *run);
 void gpu_enqueue_attention(const struct gpu_run *run);
 void gpu_enqueue_simple(const struct gpu_run *run);
 
-// See weight_create and weight_destroy of kernels.h.
+// See weight_plan, weight_create and weight_destroy of kernels.h.
+uint64_t gpu_weight_plan(const struct device *device, const struct weight_source *source);
 enum status gpu_weight_create(struct weight **out, struct device *device,
                               const struct weight_source *source, struct error *error);
 void gpu_weight_destroy(struct weight *weight);

@@ -181,6 +181,7 @@ static const struct device_class reference_class = {
     .name = "reference",
     .statistics_bytes = reference_statistics_bytes,
     .workspace_bytes = reference_workspace_bytes,
+    .weight_plan = reference_weight_plan,
     .weight_create = reference_weight_create,
     .weight_destroy = reference_weight_destroy,
     .lane_create = lane_create_reference,
