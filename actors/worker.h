@@ -23,6 +23,13 @@
 struct worker;
 struct worker_reply;
 
+// Device memory of a client that a job reads or writes, borrowed from the executor.
+struct worker_loan {
+    uint32_t pool;    // number
+    uint64_t bytes;   // of memory
+    uint8_t *memory;  // of the device; NULL while it is awaited
+};
+
 // A job in the mailbox or in hand.
 struct worker_job {
     uint64_t number;                           // the router's; 0 for a free entry
@@ -39,11 +46,14 @@ struct worker_job {
     bool waits_for_stack;                      // the executor was asked and has not answered
     bool stack_owed;                           // to be given back when the job is forgotten
     struct stack_grant grant;                  // the stack, once it does not wait
-    luna_Header header;                        // as the client sent it
-    union codec_request body;                  // likewise
-    struct message frames;                     // header, body, payloads
-    uint64_t frame_bytes;                      // of tensors that came or went in frames
-    uint64_t shared_bytes;                     // in shared memory
+    uint32_t loans_count, loans_awaited;       // of loans; the job waits for the latter
+    struct worker_loan loans[CODEC_TENSORS_MAX];
+    luna_Header header;        // as the client sent it
+    union codec_request body;  // likewise
+    struct message frames;     // header, body, payloads
+    uint64_t frame_bytes;      // of tensors that came or went in frames
+    uint64_t shared_bytes;     // in shared memory
+    uint64_t device_bytes;     // in device memory
 };
 
 struct worker_calls {
@@ -119,6 +129,21 @@ void worker_take_stack(struct worker *self, const struct stack_grant *grant);
 // The stack of a job is not used any more; a number that has none is no fault.
 void worker_give_back_stack(struct worker *self, uint64_t job);
 
+// Asks the executor for the device memory that a job's tensors are in; a job without any does not
+// wait. Its answer; the job may be taken when all have come, or it is answered. What a job has goes
+// back.
+void worker_borrow(struct worker *self, struct worker_job *job);
+void worker_take_loan(struct worker *self, const struct executor_letter *letter);
+void worker_return_loans(struct worker *self, struct worker_job *job);
+
+// Where a tensor's bytes in device memory are; index: of the tensor.
+// Errors:    INTERNAL when they are not within the loan.
+enum status worker_loan_address(const struct worker_job *job, uint32_t index, void **out,
+                                struct error *error);
+
+// The job of that number, NULL when it is over.
+struct worker_job *worker_find_job(struct worker *self, uint64_t number);
+
 // Asks the executor for an arena of bytes; granted() is called with the answer.
 void worker_reserve(struct worker *self, uint64_t bytes);
 
@@ -163,19 +188,20 @@ void worker_postpone(struct worker *self, struct worker_job *job, uint64_t needs
 // Milliseconds since work on the job began.
 uint32_t worker_execute_ms(const struct worker *self, const struct worker_job *job);
 
-// The bytes of a request's tensor, in its frame or in shared memory.
+// The bytes of a request's tensor, in its frame or in shared memory; or in device memory, which its
+// header says: then only a lane may read them.
 // Errors:    INVALID_ARGUMENT when there is none of this name, INTERNAL when the pool cannot be
 // mapped.
 enum status worker_input(struct worker *self, struct worker_job *job, const char *name,
                          const luna_Tensor **tensor, struct bytes *out, struct error *error);
 
-// Where an answer's tensor goes: into the room that the request offers in shared memory, or new
-// memory.
+// Where an answer's tensor goes: into the room that the request offers in shared or device memory,
+// or new memory.
 struct worker_output {
     void *data;           // bytes large
     uint64_t bytes;       // of the tensor
-    bool is_shared;       // data is the client's room
-    luna_SharedRef room;  // with is_shared
+    luna_Where where;     // data is; but for FRAME it is the client's room
+    luna_SharedRef room;  // of the client
 };
 enum status worker_output_open(struct worker *self, struct worker_job *job, const char *name,
                                uint64_t bytes, struct worker_output *out, struct error *error);
