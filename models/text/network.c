@@ -81,16 +81,25 @@ static void add_linear(const struct builder *self, const struct beside *beside, 
     program_linear(self->program, &op);
 }
 
-// What lies beside some linears of a layer.
-static struct beside beside_layer(const struct builder *self, const struct text_layer *layer,
-                                  enum lora_linear first, uint32_t linears)
+// What lies beside linear `first` of a layer, for whole rows.
+static struct beside beside_rows(const struct builder *self, uint32_t layer, enum lora_linear first)
 {
-    uint32_t index = (uint32_t)(layer - self->network->layers);
     return (struct beside){.segments = self->pass->segments,
                            .segments_count = self->pass->segments_count,
                            .row_rows = self->tokens,
-                           .first = index * TEXT_LAYER_LINEARS + (uint32_t)first,
-                           .linears = linears};
+                           .first = layer * TEXT_LAYER_LINEARS + (uint32_t)first,
+                           .linears = 1};
+}
+
+// The same for the pooled tokens alone.
+static struct beside beside_pooled(const struct builder *self, uint32_t layer,
+                                   enum lora_linear first)
+{
+    return (struct beside){.segments = self->pass->pooled_segments,
+                           .segments_count = self->pass->pooled_segments_count,
+                           .row_rows = 1,
+                           .first = layer * TEXT_LAYER_LINEARS + (uint32_t)first,
+                           .linears = 1};
 }
 
 static void add_norm(const struct builder *self, struct layer_norm norm)
@@ -100,23 +109,24 @@ static void add_norm(const struct builder *self, struct layer_norm norm)
     program_layer_norm(self->program, &norm);
 }
 
-// x += out(attention(norm1(x)))
-static void add_attention(const struct builder *self, const struct text_layer *layer, uint32_t rows)
+// attention(q, k, v of norm1(x)) of the first rows, [rows, T, W].
+static struct value add_attention(const struct builder *self, uint32_t index, uint32_t rows)
 {
     struct program *program = self->program;
+    const struct text_layer *layer = &self->network->layers[index];
     uint32_t count = rows * self->tokens;
     uint32_t width = self->width;
     uint64_t column_bytes = width * self->pass->activation_bytes;
-    struct value x = rows_of(self, 0, rows);
 
     struct value normed = program_tensor(program, 1, 1, count, width);
-    add_norm(self, (struct layer_norm){.input = x,
+    add_norm(self, (struct layer_norm){.input = rows_of(self, 0, rows),
                                        .output = normed,
                                        .rows = count,
                                        .gamma = layer->norm1_gamma,
                                        .beta = layer->norm1_beta});
     struct value qkv = program_tensor(program, 1, 1, count, 3 * width);
-    struct beside beside = beside_layer(self, layer, LORA_Q, 3);
+    struct beside beside = beside_rows(self, index, LORA_Q);
+    beside.linears = 3;
     add_linear(self, &beside,
                (struct linear){.input = normed,
                                .rows = count,
@@ -146,38 +156,45 @@ static void add_attention(const struct builder *self, const struct text_layer *l
     attention.v.bytes -= 2 * column_bytes;
     program_attention(program, &attention);
     program_release(program, qkv);
-    beside = beside_layer(self, layer, LORA_OUT, 1);
-    add_linear(self, &beside,
-               (struct linear){.input = normed,
-                               .rows = count,
-                               .c = width,
-                               .output = x,
-                               .k = width,
-                               .weight = layer->out,
-                               .bias = layer->out_bias,
-                               .residual = x});
-    program_release(program, normed);
+    return normed;
 }
 
-// x += fc2(gelu(fc1(norm2(x))))
-static void add_mlp(const struct builder *self, const struct text_layer *layer, uint32_t rows)
+// Tokens that go on after the attention.
+struct tokens {
+    struct value x;        // [count, W]
+    uint32_t count;        // of tokens
+    struct beside beside;  // LORA_OUT
+};
+
+// x += out(attended); x += fc2(gelu(fc1(norm2(x)))). Releases attended.
+static void add_rest(const struct builder *self, const struct text_layer *layer,
+                     struct value attended, const struct tokens *tokens)
 {
     struct program *program = self->program;
     const struct clip_config *config = &self->network->config;
-    uint32_t count = rows * self->tokens;
-    struct value x = rows_of(self, 0, rows);
+    struct beside beside = tokens->beside;
+    add_linear(self, &beside,
+               (struct linear){.input = attended,
+                               .rows = tokens->count,
+                               .c = self->width,
+                               .output = tokens->x,
+                               .k = self->width,
+                               .weight = layer->out,
+                               .bias = layer->out_bias,
+                               .residual = tokens->x});
+    program_release(program, attended);
 
-    struct value normed = program_tensor(program, 1, 1, count, self->width);
-    add_norm(self, (struct layer_norm){.input = x,
+    struct value normed = program_tensor(program, 1, 1, tokens->count, self->width);
+    add_norm(self, (struct layer_norm){.input = tokens->x,
                                        .output = normed,
-                                       .rows = count,
+                                       .rows = tokens->count,
                                        .gamma = layer->norm2_gamma,
                                        .beta = layer->norm2_beta});
-    struct value inner = program_tensor(program, 1, 1, count, config->mlp_width);
-    struct beside beside = beside_layer(self, layer, LORA_FC1, 1);
+    struct value inner = program_tensor(program, 1, 1, tokens->count, config->mlp_width);
+    beside.first += LORA_FC1 - LORA_OUT;
     add_linear(self, &beside,
                (struct linear){.input = normed,
-                               .rows = count,
+                               .rows = tokens->count,
                                .c = self->width,
                                .output = inner,
                                .k = config->mlp_width,
@@ -186,16 +203,16 @@ static void add_mlp(const struct builder *self, const struct text_layer *layer, 
                                .activation =
                                    config->quick_gelu ? ACTIVATION_QUICK_GELU : ACTIVATION_GELU});
     program_release(program, normed);
-    beside = beside_layer(self, layer, LORA_FC2, 1);
+    beside.first += LORA_FC2 - LORA_FC1;
     add_linear(self, &beside,
                (struct linear){.input = inner,
-                               .rows = count,
+                               .rows = tokens->count,
                                .c = config->mlp_width,
-                               .output = x,
+                               .output = tokens->x,
                                .k = self->width,
                                .weight = layer->fc2,
                                .bias = layer->fc2_bias,
-                               .residual = x});
+                               .residual = tokens->x});
     program_release(program, inner);
 }
 
@@ -224,21 +241,51 @@ static void add_tap(const struct builder *self, const struct text_tap *tap)
     program_release(program, normed);
 }
 
-// final norm and projection of one token a row
-static void add_pooled(const struct builder *self, uint32_t rows)
+// The pooled tokens of some vectors of rows, [pooled_count, W].
+static struct value gather_pooled(const struct builder *self, struct value vectors, uint32_t rows)
+{
+    const struct text_pass *pass = self->pass;
+    struct value tokens = program_tensor(self->program, 1, 1, pass->pooled_count, self->width);
+    program_gather(self->program, &(struct gather){.input = vectors,
+                                                   .indices = pass->pooled_tokens,
+                                                   .output = tokens,
+                                                   .rows = rows * self->tokens,
+                                                   .count = pass->pooled_count,
+                                                   .width = self->width});
+    return tokens;
+}
+
+// The last layer when only pooled tokens are wanted of it: the others are left after they have
+// been looked at, which spares three quarters of the layer. Returns x of the pooled tokens.
+static struct value add_pooled_layer(const struct builder *self, uint32_t index, uint32_t rows)
+{
+    struct value attended = add_attention(self, index, rows);
+    struct value kept = gather_pooled(self, attended, rows);
+    program_release(self->program, attended);
+    struct tokens tokens = {.x = gather_pooled(self, rows_of(self, 0, rows), rows),
+                            .count = self->pass->pooled_count,
+                            .beside = beside_pooled(self, index, LORA_OUT)};
+    add_rest(self, &self->network->layers[index], kept, &tokens);
+    return tokens.x;
+}
+
+static void add_layer(const struct builder *self, uint32_t index, uint32_t rows)
+{
+    struct value attended = add_attention(self, index, rows);
+    struct tokens tokens = {.x = rows_of(self, 0, rows),
+                            .count = rows * self->tokens,
+                            .beside = beside_rows(self, index, LORA_OUT)};
+    add_rest(self, &self->network->layers[index], attended, &tokens);
+}
+
+// Stores final norm and projection of the pooled tokens, which it releases.
+static void add_pooled(const struct builder *self, struct value token)
 {
     struct program *program = self->program;
     const struct text_pass *pass = self->pass;
     const struct weight *projection = self->network->projection;
     uint32_t out_width = projection != NULL ? self->network->config.projection : self->width;
 
-    struct value token = program_tensor(program, 1, 1, pass->pooled_count, self->width);
-    program_gather(program, &(struct gather){.input = rows_of(self, 0, rows),
-                                             .indices = pass->pooled_tokens,
-                                             .output = token,
-                                             .rows = rows * self->tokens,
-                                             .count = pass->pooled_count,
-                                             .width = self->width});
     add_norm(self, (struct layer_norm){.input = token,
                                        .output = token,
                                        .rows = pass->pooled_count,
@@ -247,11 +294,8 @@ static void add_pooled(const struct builder *self, uint32_t rows)
     struct value result = token;
     if (projection != NULL) {
         result = program_tensor(program, 1, 1, pass->pooled_count, out_width);
-        struct beside beside = {.segments = pass->pooled_segments,
-                                .segments_count = pass->pooled_segments_count,
-                                .row_rows = 1,
-                                .first = self->network->config.layers * TEXT_LAYER_LINEARS,
-                                .linears = 1};
+        // Behind the linears of the last layer.
+        struct beside beside = beside_pooled(self, self->network->config.layers, LORA_Q);
         add_linear(self, &beside,
                    (struct linear){.input = token,
                                    .rows = pass->pooled_count,
@@ -275,6 +319,15 @@ static uint32_t rows_left(const struct text_pass *pass, uint32_t done)
     return rows;
 }
 
+// Whether hidden states are stored after so many layers.
+static bool is_tapped(const struct text_pass *pass, uint32_t layers)
+{
+    for (uint32_t i = 0; i < pass->taps_count; i++) {
+        if (pass->taps[i].layers == layers) return true;
+    }
+    return false;
+}
+
 void text_network_build(const struct text_network *self, struct program *program,
                         const struct text_pass *pass)
 {
@@ -296,16 +349,25 @@ void text_network_build(const struct text_network *self, struct program *program
                                                    .rows = count,
                                                    .tokens = builder.tokens,
                                                    .width = builder.width});
+    struct value pooled = {.place = VALUE_NONE};
     for (uint32_t i = 0; i < self->config.layers; i++) {
         uint32_t rows = rows_left(pass, i);
         if (rows == 0) break;
-        add_attention(&builder, &self->layers[i], rows);
-        add_mlp(&builder, &self->layers[i], rows);
+        if (i + 1 == self->config.layers && !is_tapped(pass, i + 1)) {
+            pooled = add_pooled_layer(&builder, i, rows);
+        } else {
+            add_layer(&builder, i, rows);
+        }
         for (uint32_t j = 0; j < pass->taps_count; j++) {
             if (pass->taps[j].layers == i + 1) add_tap(&builder, &pass->taps[j]);
         }
         program_mark(program);
     }
-    if (pass->pooled_count > 0) add_pooled(&builder, rows_left(pass, self->config.layers - 1));
+    if (pass->pooled_count > 0) {
+        if (pooled.place == VALUE_NONE) {
+            pooled = gather_pooled(&builder, builder.x, pass->rows);
+        }
+        add_pooled(&builder, pooled);
+    }
     program_release(program, builder.x);
 }

@@ -174,6 +174,26 @@ static void batch_mates_change_no_byte(void **state)
     close_bench(&bench);
 }
 
+// With clip skip 1 all of the last layer is wanted, with 2 the pooled tokens of it alone.
+static void a_pooled_output_is_the_same_by_a_whole_last_layer_and_by_its_token(void **state)
+{
+    struct bench bench = open_bench(*state, "cpu", "sdxl");
+    struct text_output outputs[2];
+    struct text_job *jobs[2];
+    for (int i = 0; i < 2; i++) {
+        struct text_request request = prompt_request("a (red:1.3) fox");
+        request.clip_skip = i + 1;
+        jobs[i] = make_job(&bench, &request);
+        run_plain(&bench, &jobs[i], 1);
+        outputs[i] = text_job_output(jobs[i], 0);
+    }
+    assert_memory_equal(outputs[0].pooled, outputs[1].pooled,
+                        outputs[0].pooled_width * sizeof(float));
+    assert_memory_not_equal(outputs[0].cond, outputs[1].cond, outputs[0].width * sizeof(float));
+    for (int i = 0; i < 2; i++) text_job_destroy(&jobs[i]);
+    close_bench(&bench);
+}
+
 static void a_text_of_many_passes_equals_its_rows_alone(void **state)
 {
     struct bench bench = open_bench(*state, "cpu", "sd1");
@@ -468,6 +488,7 @@ int main(void)
         cmocka_unit_test(outputs_are_those_of_the_reference_on_the_reference_device),
         cmocka_unit_test(outputs_are_those_of_the_reference_on_the_cpu),
         cmocka_unit_test(batch_mates_change_no_byte),
+        cmocka_unit_test(a_pooled_output_is_the_same_by_a_whole_last_layer_and_by_its_token),
         cmocka_unit_test(a_text_of_many_passes_equals_its_rows_alone),
         cmocka_unit_test(tokens_sent_back_give_the_same_bytes),
         cmocka_unit_test(tokens_that_cannot_be_are_refused),
