@@ -9,6 +9,11 @@
 #include "actors/event.h"
 #include "actors/post.h"
 
+// Messages of clients that are read at once, and the pause after them: it grows with the queue to
+// this at a quarter of what may wait, and is hardly a delay for those who come behind a flood.
+#define CLIENTS_BATCH 16u
+#define CLIENTS_REST_US_MAX 4000u
+
 // ---- answers out
 
 void router_send(struct router *self, const struct route *route, struct message *frames)
@@ -340,14 +345,26 @@ static void on_request(struct router *self, struct message *message)
     dispatch_request(self, &request, &body);
 }
 
+// How long clients are left alone for what waits already.
+static uint32_t rest_us(const struct router *self)
+{
+    uint64_t us =
+        UINT64_C(4) * CLIENTS_REST_US_MAX * self->waiting / self->config->limits.queue_requests_max;
+    return us < CLIENTS_REST_US_MAX ? (uint32_t)us : CLIENTS_REST_US_MAX;
+}
+
+// Reads about as fast as requests are done: what a client sends at once waits in the sockets, which
+// holds the client back, instead of being refused here and sent again. Others come between its
+// messages, for a socket takes from its connections in turn.
 void router_on_clients(void *state)
 {
     struct router *self = state;
-    for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
+    for (uint32_t i = 0; i < CLIENTS_BATCH; i++) {
         struct message message;
         message_init(&message);
         if (message_receive(&message, self->sockets[ROUTER_CLIENTS]) != STATUS_OK) return;
         on_request(self, &message);
         message_clear(&message);
     }
+    loop_socket_rest(self->watches[ROUTER_CLIENTS], rest_us(self));
 }

@@ -41,6 +41,8 @@ struct loop_socket {
     struct event *again;             // fires after one pass through epoll
     void (*on_readable)(void *arg);  // the caller's
     void *arg;                       // its argument
+    uint32_t rest_us;                // asked for by the callback that runs
+    bool is_resting;                 // not called until `again` fires
     bool is_calling;                 // its callback is on the stack
     bool is_removed;                 // by its own callback; socket_check frees it
 };
@@ -208,6 +210,14 @@ static bool socket_call(struct loop_socket *self)
     return false;
 }
 
+void loop_socket_rest(struct loop_socket *self, uint32_t rest_us)
+{
+    assert(self != NULL);
+    assert(self->is_calling);
+    assert(rest_us < 1000000);
+    self->rest_us = rest_us;
+}
+
 void loop_socket_touch(struct loop_socket *self)
 {
     assert(self != NULL);
@@ -218,8 +228,17 @@ void loop_socket_touch(struct loop_socket *self)
     assert(failed == 0);  // the heap has had its place since the socket was registered
 }
 
+static void begin_rest(struct loop_socket *self)
+{
+    const struct timeval rest = {.tv_usec = (suseconds_t)self->rest_us};
+    self->is_resting = true;
+    int failed = event_add(self->again, &rest);
+    assert(failed == 0);  // as in loop_socket_touch
+}
+
 // One callback, then the others: behind a socket on which a client floods the answers of workers
-// would wait for as many callbacks as it gets in a row.
+// would wait for as many callbacks as it gets in a row. During a rest, too, the socket is asked for
+// its events, or its descriptor would stay readable.
 static void socket_check(evutil_socket_t descriptor, short what, void *arg)
 {
     (void)descriptor;
@@ -228,8 +247,15 @@ static void socket_check(evutil_socket_t descriptor, short what, void *arg)
     int events = 0;
     size_t size = sizeof events;
     if (zmq_getsockopt(self->socket, ZMQ_EVENTS, &events, &size) == 0) {
+        if (self->is_resting && event_pending(self->again, EV_TIMEOUT, NULL)) return;
+        self->is_resting = false;
         if ((events & ZMQ_POLLIN) == 0) return;  // and the descriptor is armed
+        self->rest_us = 0;
         if (!socket_call(self)) return;
+        if (self->rest_us > 0) {
+            begin_rest(self);
+            return;
+        }
     } else if (errno != EINTR) {
         assert(errno == ETERM);  // ENOTSOCK: closed without loop_socket_remove
         event_del(self->ready);

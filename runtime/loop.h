@@ -55,6 +55,11 @@ enum status loop_add_socket(struct loop *self, void *zmq_socket, bool control,
                             struct error *error);
 void loop_socket_remove(struct loop_socket **self_p);
 
+// Called from the socket's own callback: it is not called again for rest_us, below a second.
+// Messages wait where they are, and behind them whoever sends more: a receiver that rests slows
+// its senders down without a word.
+void loop_socket_rest(struct loop_socket *self, uint32_t rest_us);
+
 // Schedules a re-check after zmq calls made outside the socket's own callback.
 void loop_socket_touch(struct loop_socket *self);
 

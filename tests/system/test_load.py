@@ -4,8 +4,6 @@ import collections
 import heapq
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -110,6 +108,7 @@ def test_10000_tokenize_requests_from_8_clients_all_end_well(daemon, capsys):
     run_all(clients)
     seconds = time.monotonic() - begun
     assert sum(len(client.answers) for client in clients) == 10_000
+    assert sum(client.refused for client in clients) < 1000  # the daemon reads no faster than it works
     milliseconds = [value for client in clients for value in client.milliseconds]
     with capsys.disabled():
         print(f"\n10,000 tokenize: {seconds:.1f} s, p50 {percentile(milliseconds, 0.5):.1f} ms, p99 "
@@ -163,25 +162,16 @@ def paced(daemon, mix):
 
 
 def flood_once(daemon, mix, requests):
-    """p99 of three clients that ask once a second: alone, beside a process that only takes a core as the flooding
-    client does, and beside one that floods."""
+    """Whether the p99 of three clients that ask once a second is at most twice as long beside one that floods."""
     idle = paced(daemon, mix)
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        shared = paced(daemon, mix)
-    finally:
-        neighbour.kill()
-        neighbour.wait()
     flood = Client(daemon.tcp, requests, len(requests))
     flood.start()
     busy = paced(daemon, mix)
     flood.join()
     assert not flood.problems and not flood.twice and len(flood.answers) == len(requests)
-    print(f"\nflood of {mix}: p99 of the others idle {idle:.1f} ms, beside a busy process {shared:.1f} ms, beside a "
-          f"flood {busy:.1f} ms; {flood.refused} refused, {flood.resent} sent again")
-    # Twice what the machine gives without a flood, the flooding client's own share taken off; or 20 ms, where that is
-    # less than what a scheduler with two busy cores takes.
-    return busy <= max(2 * idle, 2 * shared, 20)
+    print(f"\nflood of {mix}: p99 of the others idle {idle:.1f} ms, beside a flood {busy:.1f} ms; {flood.refused} "
+          f"refused, {flood.resent} sent again")
+    return busy <= 2 * idle
 
 
 @pytest.mark.release

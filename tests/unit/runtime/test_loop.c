@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 #include <zmq.h>
 
 #include "runtime/loop.h"
@@ -658,6 +659,64 @@ static void a_flood_of_control_lets_data_through(void **state)
     zmq_ctx_term(zmq);
 }
 
+// --- A socket that rests.
+
+enum { REST_US = 20000, REST_BATCH = 3 };
+
+struct rester {
+    struct consumer consumer;  // what it receives
+    uint64_t ended_ns;         // the last batch
+    int batches;               // so far
+    bool too_early;            // called during a rest
+};
+
+static void on_rester(void *arg)
+{
+    struct rester *self = arg;
+    uint64_t now_ns = clock_ns(clock_system());
+    if (self->batches > 0 && now_ns - self->ended_ns < REST_US * 1000u) self->too_early = true;
+    for (int i = 0; i < REST_BATCH; i++) {
+        if (!receive_one(&self->consumer)) return;
+    }
+    self->batches += 1;
+    self->ended_ns = clock_ns(clock_system());
+    loop_socket_rest(self->consumer.watch, REST_US);
+    loop_socket_touch(self->consumer.watch);  // as a send would: ends no rest
+}
+
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void a_socket_that_rests_is_left_alone_and_forgets_nothing(void **state)
+{
+    (void)state;
+    struct rester self = {.batches = 0};
+    struct consumer *consumer = &self.consumer;
+    set_up(consumer);
+    consumer->wanted = 5 * REST_BATCH;
+    assert_int_equal(loop_add_socket(consumer->loop, consumer->socket, false, on_rester, &self,
+                                     &consumer->watch, NULL),
+                     STATUS_OK);
+    assert_int_equal(
+        loop_add_timer(consumer->loop, 60000, 0, on_limit, consumer, &consumer->limit, NULL),
+        STATUS_OK);
+    struct producer producer;  // of a flood: there is always more
+    start_producer(&producer, consumer->zmq, "inproc://consumer", 0);
+    uint64_t cpu_ns = thread_cpu_ns();
+    loop_run(consumer->loop);
+    cpu_ns = thread_cpu_ns() - cpu_ns;
+    stop_producer(&producer);
+    assert_false(consumer->limit_reached);
+    assert_int_equal(self.batches, 5);
+    assert_false(self.too_early);
+    assert_true(cpu_ns < 4 * REST_US * 1000u / 2);  // it slept
+    tear_down(consumer);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -674,6 +733,7 @@ int main(void)
         cmocka_unit_test(a_send_outside_the_callback_loses_no_wake_up),
         cmocka_unit_test(control_is_served_before_data_that_came_first),
         cmocka_unit_test(a_flood_of_control_lets_data_through),
+        cmocka_unit_test(a_socket_that_rests_is_left_alone_and_forgets_nothing),
     };
     return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }
