@@ -200,6 +200,7 @@ enum status weight_create(struct weight **out, struct device *device,
         self->dims[i] = i < dims_count(source->form) ? source->dims[i] : 1;
     }
     self->dims[0] *= source->parts_count;
+    self->serial = atomic_fetch_add(&device->weights_made, 1) + 1;
     atomic_fetch_add(&device->users, 1);
     *out = self;
     return STATUS_OK;
@@ -391,6 +392,13 @@ uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
     assert(out != NULL);
     if (lane->device->class->lane_times == NULL) return 0;
     return lane->device->class->lane_times(lane, out, count);
+}
+
+struct lane_graphs lane_graphs(const struct lane *lane)
+{
+    assert(lane != NULL);
+    if (lane->device->class->lane_graphs != NULL) return lane->device->class->lane_graphs(lane);
+    return (struct lane_graphs){.recorded = 0};
 }
 
 uint64_t lane_progress(const struct lane *lane)

@@ -73,6 +73,7 @@ struct weight {
     enum dtype dtype;
     uint32_t dims[4];  // dims[0] counts all parts
     uint64_t bytes;    // held beside the parts
+    uint64_t serial;   // that no other weight of this device has or had
 };
 
 struct device_class {
@@ -108,6 +109,9 @@ struct device_class {
     enum status (*lane_trace)(struct lane *lane, bool is_kept, struct error *error);
     uint32_t (*lane_times)(const struct lane *lane, uint64_t *out, uint32_t count);
 
+    // See lane_graphs; NULL: there are none.
+    struct lane_graphs (*lane_graphs)(const struct lane *lane);
+
     // NULL: the device uses the system's memory.
     enum status (*memory)(const struct device *device, struct device_memory *out,
                           struct error *error);
@@ -124,7 +128,8 @@ struct device_class {
 struct device {
     const struct device_class *class;
     struct device_info info;
-    _Atomic uint32_t users;  // lanes, weights and loans that live; device.c counts
+    _Atomic uint32_t users;         // lanes, weights and loans that live; device.c counts
+    _Atomic uint64_t weights_made;  // the last weight's serial
 };
 
 struct lane {

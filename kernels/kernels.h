@@ -545,6 +545,16 @@ enum status lane_trace(struct lane *lane, bool is_kept, struct error *error);
 // Thread:    the driver's, between lane_collect and the next run.
 uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
 
+// How often a lane recorded the launches of a program as one graph, and how often such a graph ran
+// in their place. A GPU does so for programs of many small operations that come more than once.
+struct lane_graphs {
+    uint64_t recorded, replayed;
+};
+
+// Since the lane was made; zeros on a device without graphs.
+// Thread:    any.
+struct lane_graphs lane_graphs(const struct lane *lane);
+
 // One operation of a program, for people.
 struct operation_facts {
     char name[64];                       // "convolution 3x3 512>512 128x128"

@@ -75,6 +75,7 @@ static const struct device_class gpu_class = {
     .lane_marks = gpu_lane_marks,
     .lane_trace = gpu_lane_trace,
     .lane_times = gpu_lane_times,
+    .lane_graphs = gpu_lane_graphs,
     .memory = read_memory,
     .lend = lend,
     .take_back = take_back,
@@ -125,6 +126,8 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     if (status != STATUS_OK) goto done;
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
+    const char *graphs = getenv("LUNA_GPU_GRAPHS");
+    self->has_no_graphs = graphs != NULL && strcmp(graphs, "0") == 0;
     self->base.info.activation_bytes = dtype_bytes(self->storage);
     fill_info(&self->base.info, options->name, gpu_describe(self->card));
     *out = &self->base;

@@ -13,6 +13,7 @@
 struct gpu_device {
     struct device base;     // what every device has
     struct gpu_card *card;  // opened by the driver
+    bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_GPU_GRAPHS is 0
     enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
 };
 
@@ -94,5 +95,6 @@ uint64_t gpu_lane_progress(const struct lane *lane);
 uint32_t gpu_lane_marks(const struct lane *lane);
 enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error);
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+struct lane_graphs gpu_lane_graphs(const struct lane *lane);
 
 #endif  // KERNELS_CUDA_DEVICE_GPU_H

@@ -2,7 +2,8 @@
 // they are done. The same thread makes the arena, because the driver may take its time for memory
 // while others use the device.
 //
-// The thread keeps at most GPU_STEPS_MAX operations under way, so that a cancelled run ends soon
+// Programs of many short operations run as one graph when they come again (graphs.h). Else the
+// thread keeps at most GPU_STEPS_MAX operations under way, so that a cancelled run ends soon
 // and marks and progress tell what has been done, not what has been asked for. Waiting is the
 // driver's and sleeps. The end of a run or a growth makes the eventfd readable.
 
@@ -14,7 +15,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "kernels/cuda/device_gpu.h"
+#include "kernels/cuda/graphs.h"
 
 struct gpu_lane {
     struct lane base;                   // what every lane has
@@ -31,6 +32,8 @@ struct gpu_lane {
     void *bindings[PROGRAM_SLOTS_MAX];  // copied from lane_run
     struct gpu_signals signals;         // between the lane, its thread and the stream
     _Atomic uint32_t marks;             // passed by the running or last program
+    struct graphs graphs;               // of programs that come again; the thread's while busy
+    bool is_traced;                     // operations are timed, so they are launched one by one
     enum status status;                 // how it ended; the eventfd orders it
     struct error error;                 // and why
 };
@@ -55,23 +58,34 @@ static void pass_operation(struct gpu_lane *self, const struct operation *op)
     if (op->kind == OPERATION_MARK && !is_cancelled(self)) atomic_fetch_add(&self->marks, 1);
 }
 
+// Enqueues the operations one by one; returns how many are known to have been done.
+static uint32_t launch_operations(struct gpu_lane *self, struct gpu_run *run,
+                                  const struct program *program)
+{
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < program->operations_count && !is_cancelled(self); i++) {
+        run->operation = &program->operations[i];
+        gpu_enqueue(run);
+        gpu_step_end(self->stream, i);
+        if (i + 1 < GPU_STEPS_MAX) continue;
+        gpu_step_wait(self->stream, done);
+        pass_operation(self, &program->operations[done++]);
+    }
+    return done;
+}
+
 static void run_program(struct gpu_lane *self, const struct program *program)
 {
     struct gpu_run run = {.device = device_of(self),
                           .stream = self->stream,
                           .arena = self->arena,
                           .bindings = self->bindings};
-    uint32_t done = 0;
     gpu_stream_reset(self->stream);
-    for (uint32_t i = 0; i < program->operations_count && !is_cancelled(self); i++) {
-        run.operation = &program->operations[i];
-        gpu_enqueue(&run);
-        gpu_step_end(self->stream, i);
-        if (i + 1 < GPU_STEPS_MAX) continue;
-        gpu_step_wait(self->stream, done);
-        pass_operation(self, &program->operations[done++]);
-    }
+    bool is_plain = self->is_traced || is_cancelled(self);
+    bool is_graph = !is_plain && graphs_run(&self->graphs, &run, program);
+    uint32_t done = is_graph ? 0 : launch_operations(self, &run, program);
     self->status = gpu_stream_wait(self->stream, &self->error);
+    if (is_graph && self->status == STATUS_OK) graphs_deliver(&self->graphs, &run, program);
     while (self->status == STATUS_OK && done < program->operations_count) {
         pass_operation(self, &program->operations[done++]);
     }
@@ -83,6 +97,7 @@ static void grow_arena(struct gpu_lane *self, uint64_t bytes)
 {
     struct gpu_card *card = device_of(self)->card;
     uint64_t before = self->grown_bytes;
+    graphs_clear(&self->graphs);
     gpu_free(card, self->arena, before);
     self->arena = NULL;
     self->grown_bytes = 0;
@@ -137,6 +152,7 @@ void gpu_lane_destroy(struct lane *lane)
         pthread_mutex_unlock(&self->lock);
         pthread_join(self->thread, NULL);
     }
+    graphs_end(&self->graphs);
     gpu_stream_destroy(&self->stream);
     if (self->base.descriptor >= 0) close(self->base.descriptor);
     pthread_cond_destroy(&self->changed);
@@ -150,6 +166,8 @@ enum status gpu_lane_create(struct lane **out, struct device *device, struct err
     struct gpu_lane *self = calloc(1, sizeof *self);
     if (self == NULL) return error_set(error, status, "no memory for a lane");
     self->base.device = device;
+    self->graphs.card = device_of(self)->card;
+    self->graphs.is_off = device_of(self)->has_no_graphs;
     self->base.descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     pthread_mutex_init(&self->lock, NULL);
     pthread_cond_init(&self->changed, NULL);
@@ -190,6 +208,7 @@ void gpu_lane_grow(struct lane *lane, uint64_t bytes)
 void gpu_lane_release(struct lane *lane)
 {
     struct gpu_lane *self = (struct gpu_lane *)lane;
+    graphs_clear(&self->graphs);
     gpu_free(device_of(self)->card, self->arena, lane->arena_bytes);
     self->arena = NULL;
     self->grown_bytes = 0;
@@ -250,7 +269,16 @@ uint32_t gpu_lane_marks(const struct lane *lane)
 enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error)
 {
     struct gpu_lane *self = (struct gpu_lane *)lane;
-    return gpu_stream_trace(self->stream, is_kept, error);
+    enum status status = gpu_stream_trace(self->stream, is_kept, error);
+    self->is_traced = is_kept && status == STATUS_OK;
+    return status;
+}
+
+struct lane_graphs gpu_lane_graphs(const struct lane *lane)
+{
+    const struct graphs *graphs = &((const struct gpu_lane *)lane)->graphs;
+    return (struct lane_graphs){.recorded = atomic_load(&graphs->recorded),
+                                .replayed = atomic_load(&graphs->replayed)};
 }
 
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count)

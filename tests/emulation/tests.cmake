@@ -49,3 +49,13 @@ if(CUDA_INCLUDE AND NOT LUNA_FUZZ)
   target_link_libraries(emulated_test_driver_cuda PRIVATE luna_base cmocka Threads::Threads)
   set_target_properties(emulated_test_driver_cuda PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
 endif()
+
+# Graphs of programs on the emulated device, and the keys that programs have.
+if(TARGET luna_emulated)
+  add_executable(emulated_test_graphs tests/emulation/test_graphs.c kernels/cuda/graph_key.c)
+  target_compile_options(emulated_test_graphs PRIVATE ${LUNA_WARNINGS})
+  target_compile_definitions(emulated_test_graphs PRIVATE LUNA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_link_libraries(emulated_test_graphs PRIVATE luna_models cmocka)
+  set_target_properties(emulated_test_graphs PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
+  add_dependencies(emulated_test_graphs luna_emulated)
+endif()

@@ -552,6 +552,26 @@ def test_a_bench_leaves_a_trace_of_every_operation_on_the_device(make_emulated, 
     assert [t.name for t in header.tensors] == ["image"] and len(rest) == 2
 
 
+def test_texts_that_come_again_run_as_one_graph_with_the_same_bytes(make_emulated, faults):
+    daemon = make_emulated({"cache.conditioning_mb": 0})
+    client = daemon.raw()
+    answers = []
+    for text, fault in (("a cat", 0), ("a dog", 0), ("a cat", 0), ("a cat", 1), ("a cat", 0)):
+        if fault:
+            faults.set("graph", fault)
+        header, data = text_request(pb.ENCODE_TEXT, text)
+        answer, rest = client.ask(header, pb.EncodeText(), data)
+        assert answer.code == pb.OK and not faults.is_set("graph"), answer
+        answers.append(rest[1:])
+    assert answers[0] == answers[2] == answers[3] == answers[4] != answers[1]
+    header, data = text_request(pb.ENCODE_TEXT, "a cat", want_trace=True)
+    answer, rest = client.ask(header, pb.EncodeText(), data)
+    assert rest[1:3] == answers[0]
+    run, = (event for event in json.loads(rest[3]) if event.get("cat") == "run")
+    # Plain; recorded and run; run; failed, so it went and the launches were plain; recorded anew.
+    assert (run["args"]["graphs_recorded"], run["args"]["graphs_replayed"]) == (2, 3)
+
+
 def test_a_processor_traces_runs(shared, tmp_path):
     events = traced(shared, tmp_path / "trace.json", "encode")
     assert events["run"] and events["request"] and "operation" not in events
