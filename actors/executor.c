@@ -92,11 +92,10 @@ void executor_forget_memory(struct executor *self)
     self->memory_read_ns = 0;
 }
 
-void executor_report(struct executor *self)
+void executor_describe(struct executor *self, luna_DeviceReport *report)
 {
     executor_read_memory(self);
-    luna_Letter letter = {.which_letter = luna_Letter_device_tag};
-    luna_DeviceReport *report = &letter.letter.device;
+    *report = (luna_DeviceReport)luna_DeviceReport_init_zero;
     text_set(report->name, sizeof report->name, self->arguments.device);
     const struct device_info *info = device_info(self->devices[luna_Group_VAE]);
     text_set(report->label, sizeof report->label, info->label);
@@ -108,9 +107,16 @@ void executor_report(struct executor *self)
     report->epoch = self->arguments.epoch;
     report->memory_total_bytes = self->ledger.total_bytes;
     report->memory_free_bytes = ledger_free(&self->ledger);
-    self->told_free_bytes = report->memory_free_bytes;
     report->weights_bytes = self->ledger.weights_bytes + self->ledger.stack_bytes;
-    report->reserved_bytes = self->ledger.reserved_bytes;
+    report->reserved_bytes = self->ledger.reserved_bytes + self->ledger.lent_bytes;
+    report->lent_bytes = self->ledger.lent_bytes;
+}
+
+void executor_report(struct executor *self)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_device_tag};
+    executor_describe(self, &letter.letter.device);
+    self->told_free_bytes = letter.letter.device.memory_free_bytes;
     executor_tell(self, WATCH_SCALER, &letter);
     executor_tell(self, WATCH_REGISTRY, &letter);
 }
@@ -127,6 +133,7 @@ static bool has_changed(struct executor *self)
 static void on_look(void *state)
 {
     struct executor *self = state;
+    if (self->loans != NULL) executor_loans_look(self->loans);
     bool is_due = !self->is_gpu || self->looks % EXECUTOR_LOOKS_A_REPORT == 0;
     self->looks += 1;
     if (!is_due && !has_changed(self)) return;
@@ -295,6 +302,7 @@ static void executor_destroy(void *state)
     struct executor *self = state;
     if (self == NULL) return;
     executor_stop_workers(self);
+    executor_loans_destroy(&self->loans);
     executor_stacks_destroy(&self->stacks);
     actor_stop(&self->loader);
     // An answer of the loader that nobody read may carry networks.
@@ -338,6 +346,9 @@ static enum status executor_create(void **state, const struct actor_context *con
         status = actor_start(&self->loader, &loader_kind, &self->host, &loader, error);
     }
     if (status == STATUS_OK) status = executor_stacks_create(&self->stacks, self, error);
+    if (status == STATUS_OK && self->is_gpu) {
+        status = executor_loans_create(&self->loans, self, error);
+    }
     if (status == STATUS_OK) status = watch_edges(self, error);
     if (status != STATUS_OK) {
         executor_destroy(self);

@@ -53,13 +53,18 @@ enum executor_letter_kind {
     EXECUTOR_STACK,       // executor: it, a struct stack_grant in a second frame
     EXECUTOR_STACK_PROGRESS,  // executor: what your jobs wait for is being made
     EXECUTOR_GIVE_BACK,       // worker: job needs its stack no more
+    EXECUTOR_BORROW,          // worker: job reads or writes the loan of this pool
+    EXECUTOR_LENT,            // executor: memory of bytes is it; NULL: it is none of this device
+    EXECUTOR_RETURN,          // worker: job does so no more; only what was lent
 };
 
 struct executor_letter {
     enum executor_letter_kind kind;  // see above
     uint64_t worker;                 // whose
     uint64_t bytes;                  // see kind
-    uint64_t job;                    // GIVE_BACK
+    uint64_t job;                    // GIVE_BACK, BORROW, LENT
+    uint32_t pool;                   // BORROW, LENT, RETURN
+    void *memory;                    // LENT: of the device, borrowed until RETURN
     uint64_t capacity;  // RESERVED: what the device could ever give, everything else idle
     bool granted;       // RESERVED
 };
@@ -68,6 +73,8 @@ struct executor_letter {
 struct loader_letter {
     luna_ModelDefinition definition;  // files and embeddings
     luna_Group group;                 // what to load
+    bool is_plan;                     // or only to say what it is going to hold
+    uint64_t plan_bytes;              // answer, with is_plan
     struct loaded
         *loaded;         // answer: the networks, the executor's from then on; NULL when it failed
     struct error error;  // answer: why

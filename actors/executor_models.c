@@ -121,19 +121,6 @@ bool executor_evict_one(struct executor *self)
     return executor_stacks_evict_one(self->stacks) || evict_one(self, NULL);
 }
 
-static uint64_t stored_bytes(const struct model_entry *model, luna_Group group)
-{
-    const luna_ModelDefinition *definition = &model->definition;
-    return group == luna_Group_VAE ? definition->weights_vae_bytes : definition->weights_text_bytes;
-}
-
-// What the network is going to hold: as much as it held last, or what its files say.
-static uint64_t plan_of(const struct model_entry *model, luna_Group group)
-{
-    uint64_t stored = stored_bytes(model, group);
-    return model->known_bytes[group] > stored ? model->known_bytes[group] : stored;
-}
-
 // What could be unloaded at once.
 static uint64_t idle_bytes(const struct executor *self)
 {
@@ -153,7 +140,7 @@ static uint64_t idle_bytes(const struct executor *self)
 static enum status admit(struct executor *self, struct model_entry *model, luna_Group group,
                          struct error *error)
 {
-    uint64_t plan = plan_of(model, group);
+    uint64_t plan = model->wanted_bytes[group];
     uint64_t margin = self->margin_bytes;
     executor_read_memory(self);
     uint64_t available = ledger_free(&self->ledger);
@@ -183,13 +170,16 @@ static void end_promise(struct executor *self, struct model_entry *model, luna_G
     executor_forget_memory(self);
 }
 
+// What a network is going to hold the device says first, from the headers of its files.
 enum status executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group,
                                 struct error *error)
 {
     if (model->loading[group]) return STATUS_OK;
-    enum status status = admit(self, model, group, error);
+    struct loader_letter letter = {.definition = model->definition,
+                                   .group = group,
+                                   .is_plan = model->planned_bytes[group] == 0};
+    enum status status = letter.is_plan ? STATUS_OK : admit(self, model, group, error);
     if (status != STATUS_OK) return status;
-    struct loader_letter letter = {.definition = model->definition, .group = group};
     status = pair_send(&self->loader_pair, &letter, sizeof letter);
     model->loading[group] = true;
     if (status == STATUS_OK) return STATUS_OK;
@@ -211,7 +201,7 @@ void executor_define_model(struct executor *self, const luna_ModelDefinition *de
     // Other files under a known name.
     for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
         unload(self, model, group);
-        model->known_bytes[group] = 0;
+        model->planned_bytes[group] = 0;
     }
     model->definition = *definition;
     model->hash_vae[0] = '\0';
@@ -279,7 +269,7 @@ static enum status take_in(struct executor *self, struct model_entry *model, str
     luna_Group group = loaded->group;
     assert(model->loaded[group] == NULL);
     model->loaded[group] = loaded;
-    model->known_bytes[group] = loaded->bytes;
+    model->wanted_bytes[group] = loaded->bytes;
     model->used_ns[group] = executor_now(self);
     ledger_weights(&self->ledger, 0, loaded->bytes);
     executor_forget_memory(self);
@@ -306,7 +296,7 @@ static void start_waiting(struct executor *self, struct model_entry *model, luna
     }
 }
 
-// The name got other files while the old ones were loaded, or memory lacked.
+// The name got other files while the old ones were loaded, or its plan is there, or memory lacked.
 static void load_again(struct executor *self, struct model_entry *model, luna_Group group)
 {
     struct error error;
@@ -323,14 +313,31 @@ static void on_hash(struct executor *self, struct model_entry *model,
     executor_tell_model(self, model, NULL);
 }
 
-// The device had less than was promised, or the networks take more than their files: the next try
-// asks for a quarter more, up to what 16 bits become in 32, and what is idle goes for it. Once
-// loaded they tell what they take.
+// The device had less than was promised: the next try asks for a quarter more, up to twice the
+// plan, and what is idle goes for it.
 static void raise_plan(struct model_entry *model, luna_Group group, uint64_t promised_bytes)
 {
-    uint64_t most = 2 * stored_bytes(model, group);
+    uint64_t most = 2 * model->planned_bytes[group];
     uint64_t more = promised_bytes + promised_bytes / 4;
-    model->known_bytes[group] = more < most ? more : most;
+    model->wanted_bytes[group] = more < most ? more : most;
+}
+
+// The device has said what a network is going to hold, or the files say that there is none.
+static void on_plan(struct executor *self, struct model_entry *model,
+                    const struct loader_letter *letter)
+{
+    model->loading[letter->group] = false;
+    bool is_current = model->definition.generation == letter->definition.generation;
+    if (is_current && letter->error.status != STATUS_OK) {
+        executor_tell_model(self, model, &letter->error);
+        executor_fail_waiting(self, letter->definition.name, letter->group, &letter->error);
+        return;
+    }
+    if (is_current) {
+        model->planned_bytes[letter->group] = letter->plan_bytes;
+        model->wanted_bytes[letter->group] = letter->plan_bytes;
+    }
+    load_again(self, model, letter->group);
 }
 
 void executor_on_loader(void *state)
@@ -344,6 +351,10 @@ void executor_on_loader(void *state)
     bool current = model->definition.generation == letter.definition.generation;
     if (letter.is_hash) {
         if (current) on_hash(self, model, &letter);
+        return;
+    }
+    if (letter.is_plan) {
+        on_plan(self, model, &letter);
         return;
     }
     uint64_t promised_bytes = model->promised_bytes[letter.group];

@@ -1,14 +1,16 @@
-// executor_state.h - the executor's private state, shared by its four files and nobody else.
+// executor_state.h - the executor's private state, shared by its five files and nobody else.
 //
 //     executor.c          the actor: creation, device, letters of scaler and registry
 //     executor_models.c   names, files, networks; what is loaded and what goes
 //     executor_workers.c  workers: spawn, memory for their arenas, retirement
 //     executor_stacks.c   adapters and merged copies
+//     executor_loans.c    device memory for clients
 
 #ifndef ACTORS_EXECUTOR_STATE_H
 #define ACTORS_EXECUTOR_STATE_H
 
 #include "actors/executor.h"
+#include "actors/executor_loans.h"
 #include "actors/executor_stacks.h"
 #include "actors/ledger.h"
 #include "actors/pair.h"
@@ -33,7 +35,8 @@ struct model_entry {
     bool loading[3];                   // the loader works on it
     bool is_second_try[3];             // memory lacked in spite of the plan, once
     uint64_t promised_bytes[3];        // reserved for it while it loads
-    uint64_t known_bytes[3];           // what it took when it was loaded last; 0: never was
+    uint64_t planned_bytes[3];         // what the device says it takes; 0: was not asked yet
+    uint64_t wanted_bytes[3];          // to load it: as planned, or more where that was too little
     uint64_t used_ns[3];               // when a worker used it last, or it was loaded
     char hash_vae[65], hash_text[65];  // content ids, once known
 };
@@ -64,6 +67,7 @@ struct executor {
     uint64_t memory_read_ns;              // when the system was asked last; 0: ask again
     struct torch_reader torch;            // for the loader
     struct executor_stacks *stacks;       // adapters and merged copies
+    struct executor_loans *loans;         // device memory for clients; NULL: the device has none
     struct actor *loader;                 // reads files
     struct pair loader_pair;              // to it
     void *scaler, *registry;              // DEALER
@@ -85,6 +89,8 @@ enum executor_watch {
 
 // Now, on the actor's clock.
 uint64_t executor_now(const struct executor *self);
+// What is told of the device.
+void executor_describe(struct executor *self, luna_DeviceReport *out);
 // Sends a letter to the scaler or the registry; one that does not fit is dropped and logged.
 void executor_tell(struct executor *self, enum executor_watch to, const luna_Letter *letter);
 // Asks the system, or the driver of a GPU, what is free, for the ledger, unless it was asked a

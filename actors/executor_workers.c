@@ -277,6 +277,14 @@ static void on_worker_letter(struct executor *self, struct message *message)
     case EXECUTOR_FELL_SHORT:
         on_fell_short(self, worker, &letter);
         return;
+    case EXECUTOR_BORROW:
+        executor_loans_borrow(self->loans, &letter);
+        executor_answer_worker(self, &letter, NULL);
+        return;
+    case EXECUTOR_RETURN:
+        executor_loans_return(self->loans, letter.pool);
+        return;
+    case EXECUTOR_LENT:
     case EXECUTOR_RESERVED:
     case EXECUTOR_STACK:
     case EXECUTOR_STACK_PROGRESS:

@@ -1,13 +1,16 @@
-// leases.c - the actor that lends shared memory to clients of this machine.
+// leases.c - the actor that lends memory to clients of this machine.
 //
-//     client  --lease.sock--> acquire, release (its connection is the session: EOF gives all back)
-//     worker  --pools.sock--> the descriptor of a pool
-//     router  --PAIR--------> pin for a job, unpin
+//     client    --lease.sock--> acquire, release (its connection is the session: EOF gives all
+//     back) worker    --pools.sock--> the descriptor of a pool of shared memory executor
+//     --pools.sock--> device memory, lent and taken back (leases_devices.c) router --PAIR-------->
+//     pin for a job, unpin
 //
-// Each uid has a pool of its own: a sealed, sparse memfd whose size nobody can change, so no
-// mapping of it can ever fault. Numbers of pools begin at a random one, so that a worker that
-// outlived a core never takes a new pool for one that it has mapped. When a pool's last session
-// ends, its pages go back to the system.
+// Each uid has a pool of shared memory of its own: a sealed, sparse memfd whose size nobody can
+// change, so no mapping of it can ever fault. Numbers of pools begin at a random one, so that a
+// worker that outlived a core never takes a new pool for one that it has mapped. When a pool's last
+// session ends, its pages go back to the system. A lease of device memory is a pool of its own.
+
+#include "actors/leases_state.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -19,51 +22,31 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "actors/door.h"
 #include "actors/event.h"
-#include "actors/lease_table.h"
 #include "actors/packet.h"
 #include "actors/post.h"
 #include "actors/topology.h"
-#include "messages/letter.h"
-#include "runtime/actor.h"
-#include "runtime/shared_memory.h"
 #include "runtime/socket.h"
 #include "runtime/system_memory.h"
 
-#define POOLS_MAX 16u
 #define POOL_BYTES_MAX (UINT64_C(1) << 30)
 #define POOL_SHARE 4u  // a pool has at most this part of the machine's memory
 #define COUNTS_AFTER_MS 100u
 
-struct pool {
-    uint32_t number;              // 0: the entry is free
-    uint32_t uid;                 // whose
-    struct shared_memory memory;  // mapped, never touched here
-    uint32_t sessions;            // connections that use it
-    struct lease_table *table;    // who holds what
-};
-
-struct leases {
-    const struct actor_context *context;  // as actor.h gives it
-    void *router;                         // PAIR
-    struct loop_socket *watch_router;     // of router
-    void *events;                         // PUSH, never read
-    struct door door;                     // clients and workers
-    struct loop_timer *tell;              // counts to the monitor
-    uint64_t pool_bytes;                  // of a new pool
-    uint32_t pool_number;                 // of the pool made last
-    struct pool pools[POOLS_MAX];         // in no order
-};
-
 // ---- pools
 
-static void close_pool(struct pool *pool)
+void leases_close_pool(struct pool *pool)
 {
     if (pool->number == 0) return;
     lease_table_destroy(&pool->table);
     shared_memory_destroy(&pool->memory);
     *pool = (struct pool){.memory = {.descriptor = -1}};
+}
+
+uint32_t leases_next_number(struct leases *self)
+{
+    self->pool_number = self->pool_number == UINT32_MAX ? 1 : self->pool_number + 1;
+    return self->pool_number;
 }
 
 static enum status open_pool(struct leases *self, struct pool *pool, uint32_t uid,
@@ -76,8 +59,7 @@ static enum status open_pool(struct leases *self, struct pool *pool, uint32_t ui
         lease_table_destroy(&pool->table);
         return status;
     }
-    self->pool_number = self->pool_number == UINT32_MAX ? 1 : self->pool_number + 1;
-    pool->number = self->pool_number;
+    pool->number = leases_next_number(self);
     pool->uid = uid;
     return STATUS_OK;
 }
@@ -87,7 +69,7 @@ static enum status take_pool(struct leases *self, uint32_t uid, struct pool **ou
                              struct error *error)
 {
     struct pool *room = NULL;
-    for (uint32_t i = 0; i < POOLS_MAX; i++) {
+    for (uint32_t i = 0; i < LEASES_SHARED_MAX; i++) {
         struct pool *pool = &self->pools[i];
         if (pool->number != 0 && pool->uid == uid) {
             *out = pool;
@@ -99,25 +81,28 @@ static enum status take_pool(struct leases *self, uint32_t uid, struct pool **ou
     }
     if (room == NULL) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED,
-                         "%u users share memory already, no more fit", POOLS_MAX);
+                         "%u users share memory already, no more fit", LEASES_SHARED_MAX);
     }
-    close_pool(room);
+    leases_close_pool(room);
     enum status status = open_pool(self, room, uid, error);
     if (status == STATUS_OK) *out = room;
     return status;
 }
 
-static struct pool *find_pool(struct leases *self, uint32_t number)
+struct pool *leases_find_pool(struct leases *self, uint32_t number)
 {
-    for (uint32_t i = 0; number != 0 && i < POOLS_MAX; i++) {
+    for (uint32_t i = 0; number != 0 && i < LEASES_POOLS_MAX; i++) {
         if (self->pools[i].number == number) return &self->pools[i];
     }
     return NULL;
 }
 
-// Gives the pages of a pool that nobody uses back; its size and its descriptors stay.
-static void trim(struct pool *pool)
+// Gives the pages of a pool that nobody uses back; its size and its descriptors stay. Device memory
+// goes back whole.
+static void trim(struct leases *self, struct pool *pool)
 {
+    if (pool->loan != LOAN_NONE) leases_trim_loan(self, pool);
+    if (pool->number == 0 || pool->loan != LOAN_NONE) return;
     if (pool->sessions > 0 || lease_table_slots(pool->table) > 0) return;
     fallocate(pool->memory.descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
               (off_t)pool->memory.bytes);
@@ -125,7 +110,7 @@ static void trim(struct pool *pool)
 
 // ---- what the monitor is told
 
-static void changed(struct leases *self)
+void leases_changed(struct leases *self)
 {
     loop_timer_restart(self->tell, COUNTS_AFTER_MS);
 }
@@ -135,7 +120,7 @@ static void on_tell(void *state)
     struct leases *self = state;
     luna_Letter letter = {.which_letter = luna_Letter_lease_counts_tag};
     luna_LeaseCounts *counts = &letter.letter.lease_counts;
-    for (uint32_t i = 0; i < POOLS_MAX; i++) {
+    for (uint32_t i = 0; i < LEASES_POOLS_MAX; i++) {
         if (self->pools[i].number == 0) continue;
         counts->leases += lease_table_slots(self->pools[i].table);
         counts->bytes += lease_table_bytes(self->pools[i].table);
@@ -159,12 +144,15 @@ static void on_gone(void *state, struct door_guest *guest)
 {
     struct leases *self = state;
     struct pool *pool = guest->data;
-    if (pool == NULL) return;
-    uint32_t slots = lease_table_end_session(pool->table, guest->number);
-    pool->sessions -= 1;
-    trim(pool);
+    if (!guest->is_client) leases_forget_lender(self, guest);
+    uint32_t slots = leases_end_loans(self, guest);
+    if (pool != NULL) {
+        slots += lease_table_end_session(pool->table, guest->number);
+        pool->sessions -= 1;
+        trim(self, pool);
+    }
     if (slots > 0) tell_reclaimed(self, guest, slots);
-    changed(self);
+    leases_changed(self);
 }
 
 static enum status acquire(struct leases *self, struct door_guest *guest, uint64_t bytes,
@@ -188,10 +176,11 @@ static enum status acquire(struct leases *self, struct door_guest *guest, uint64
     return STATUS_OK;
 }
 
-static enum status release(struct door_guest *guest, const luna_LeaseRequest *request,
-                           struct error *error)
+static enum status release(struct leases *self, struct door_guest *guest,
+                           const luna_LeaseRequest *request, struct error *error)
 {
     struct pool *pool = guest->data;
+    if (request->release_pool != 0) return leases_release_loan(self, guest, request, error);
     if (pool == NULL) {
         return error_set(error, STATUS_NOT_FOUND, "this connection has no leases");
     }
@@ -207,27 +196,33 @@ static bool serve_client(void *state, struct door_guest *guest, struct bytes pac
     struct error error = {0};
     const bool had_pool = guest->data != NULL;
     enum status status = codec_decode(luna_LeaseRequest_fields, packet, &request, &error);
-    if (status == STATUS_OK && request.acquire_bytes > 0) {
+    if (status == STATUS_OK && request.acquire_bytes > 0 && request.device[0] != '\0') {
+        status = leases_acquire_loan(self, guest, &request, &error);
+        if (status == STATUS_OK) return true;
+    } else if (status == STATUS_OK && request.acquire_bytes > 0) {
         status = acquire(self, guest, request.acquire_bytes, &reply, &error);
     } else if (status == STATUS_OK) {
-        status = release(guest, &request, &error);
+        status = release(self, guest, &request, &error);
     }
     reply.code = (luna_Code)status;
     if (status != STATUS_OK) text_set(reply.message, sizeof reply.message, error.message);
-    changed(self);
+    leases_changed(self);
     // The first reply that names a pool carries its descriptor.
     const struct pool *pool = guest->data;
     const int descriptor = pool != NULL && !had_pool ? pool->memory.descriptor : -1;
     return door_reply(guest, luna_LeaseReply_fields, &reply, descriptor) == STATUS_OK;
 }
 
-static bool serve_worker(void *state, struct door_guest *guest, struct bytes packet)
+static bool serve_own(void *state, struct door_guest *guest, struct bytes packet)
 {
     luna_Letter letter;
     if (letter_decode(packet, &letter, NULL) != STATUS_OK) return false;
-    if (letter.which_letter != luna_Letter_pool_request_tag) return false;
+    if (letter.which_letter != luna_Letter_pool_request_tag) {
+        return leases_hear_lender(state, guest, &letter);
+    }
     uint32_t number = letter.letter.pool_request.pool;
-    const struct pool *pool = find_pool(state, number);
+    const struct pool *pool = leases_find_pool(state, number);
+    if (pool != NULL && pool->loan != LOAN_NONE) pool = NULL;
     letter = (luna_Letter){.which_letter = luna_Letter_pool_answer_tag};
     luna_PoolAnswer *answer = &letter.letter.pool_answer;
     answer->pool = number;
@@ -242,9 +237,19 @@ static bool serve_worker(void *state, struct door_guest *guest, struct bytes pac
 static enum status pin(struct leases *self, const luna_PinLease *request, uint64_t *pool_offset,
                        struct error *error)
 {
-    struct pool *pool = find_pool(self, request->shared.pool);
+    struct pool *pool = leases_find_pool(self, request->shared.pool);
     if (pool == NULL || pool->uid != request->user) {
-        return error_set(error, STATUS_NOT_FOUND, "pool %u is not yours", request->shared.pool);
+        return error_set(error, STATUS_NOT_FOUND, "%s %u is not yours",
+                         request->device ? "device lease" : "pool", request->shared.pool);
+    }
+    if (request->device != (pool->loan != LOAN_NONE)) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "pool %u is %s memory, not %s memory",
+                         pool->number, request->device ? "shared" : "device",
+                         request->device ? "device" : "shared");
+    }
+    if (pool->loan == LOAN_VOID) {
+        return error_set(error, STATUS_NOT_FOUND,
+                         "device lease %u is void: the process of its device ended", pool->number);
     }
     if (request->job == 0) return error_set(error, STATUS_INTERNAL, "a pin without a job");
     const struct lease_range range = {.slot = request->shared.slot,
@@ -274,11 +279,11 @@ static void on_pin(struct leases *self, const luna_PinLease *request)
 
 static void on_unpin(struct leases *self, uint64_t job)
 {
-    for (uint32_t i = 0; job != 0 && i < POOLS_MAX; i++) {
+    for (uint32_t i = 0; job != 0 && i < LEASES_POOLS_MAX; i++) {
         struct pool *pool = &self->pools[i];
         if (pool->number == 0 || lease_table_unpin(pool->table, job) == 0) continue;
-        trim(pool);
-        changed(self);
+        trim(self, pool);
+        leases_changed(self);
     }
 }
 
@@ -339,7 +344,7 @@ static void leases_destroy(void *state)
     struct leases *self = state;
     if (self == NULL) return;
     door_close(&self->door);
-    for (uint32_t i = 0; i < POOLS_MAX; i++) close_pool(&self->pools[i]);
+    for (uint32_t i = 0; i < LEASES_POOLS_MAX; i++) leases_close_pool(&self->pools[i]);
     loop_timer_remove(&self->tell);
     loop_socket_remove(&self->watch_router);
     socket_close(&self->router);
@@ -359,11 +364,11 @@ static enum status leases_create(void **state, const struct actor_context *conte
     self->context = context;
     const struct door_actor actor = {.state = self,
                                      .serve_client = serve_client,
-                                     .serve_own = serve_worker,
+                                     .serve_own = serve_own,
                                      .gone = on_gone,
                                      .refused = "lease.refused"};
     door_init(&self->door, context, &actor);
-    for (uint32_t i = 0; i < POOLS_MAX; i++) self->pools[i].memory.descriptor = -1;
+    for (uint32_t i = 0; i < LEASES_POOLS_MAX; i++) self->pools[i].memory.descriptor = -1;
     enum status status = STATUS_OK;
     if (getrandom(&self->pool_number, sizeof self->pool_number, 0) != sizeof self->pool_number) {
         status = error_set(error, STATUS_INTERNAL, "getrandom: %s", strerror(errno));

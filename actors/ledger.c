@@ -8,7 +8,7 @@
 uint64_t ledger_held(const struct ledger *self)
 {
     assert(self != NULL);
-    return self->weights_bytes + self->reserved_bytes + self->stack_bytes;
+    return self->weights_bytes + self->reserved_bytes + self->stack_bytes + self->lent_bytes;
 }
 
 uint64_t ledger_free(const struct ledger *self)
@@ -24,9 +24,9 @@ uint64_t ledger_free(const struct ledger *self)
 uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights)
 {
     assert(self != NULL);
-    uint64_t held = ledger_held(self);
-    uint64_t all = self->system_free + held;
+    uint64_t all = self->system_free + ledger_held(self);
     if (self->limit_bytes != 0 && self->limit_bytes < all) all = self->limit_bytes;
+    all = self->lent_bytes < all ? all - self->lent_bytes : 0;
     return wanted_weights < all ? all - wanted_weights : 0;
 }
 
@@ -75,6 +75,23 @@ void ledger_weights(struct ledger *self, uint64_t before, uint64_t after)
     assert(self != NULL);
     assert(self->weights_bytes >= before);
     self->weights_bytes = self->weights_bytes - before + after;
+}
+
+bool ledger_lend(struct ledger *self, uint64_t bytes)
+{
+    assert(self != NULL);
+    assert(bytes > 0);
+    if (bytes > ledger_free(self)) return false;
+    self->system_free -= bytes;  // until the system is asked again
+    self->lent_bytes += bytes;
+    return true;
+}
+
+void ledger_take_back(struct ledger *self, uint64_t bytes)
+{
+    assert(self != NULL);
+    assert(self->lent_bytes >= bytes);
+    self->lent_bytes -= bytes;
 }
 
 void ledger_stacks(struct ledger *self, uint64_t after)

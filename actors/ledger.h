@@ -16,10 +16,11 @@ struct ledger {
     uint64_t weights_bytes;   // held for weights
     uint64_t reserved_bytes;  // held for arenas, and for weights that are being loaded
     uint64_t stack_bytes;     // held for adapters and merged copies
+    uint64_t lent_bytes;      // held by clients
     uint64_t promise_max;  // no more is promised at once, because more was and did not hold; 0: any
 };
 
-// Weights, arenas, what loads, adapters and copies together.
+// Weights, arenas, what loads, adapters, copies and loans together.
 // Thread:    any; it only reads.
 uint64_t ledger_held(const struct ledger *self);
 
@@ -27,7 +28,8 @@ uint64_t ledger_held(const struct ledger *self);
 // Thread:    any; it only reads.
 uint64_t ledger_free(const struct ledger *self);
 
-// What an arena could get if no other arena were held and no weights but wanted_weights.
+// What an arena could get if no other arena were held and no weights but wanted_weights. What
+// clients hold is theirs.
 // Thread:    any; it only reads.
 uint64_t ledger_capacity(const struct ledger *self, uint64_t wanted_weights);
 
@@ -47,6 +49,11 @@ void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
 uint64_t ledger_offer(const struct ledger *self);
 void ledger_distrust(struct ledger *self, uint64_t bytes);
 void ledger_trust(struct ledger *self);
+
+// Books a loan to a client where ledger_free covers it and says so, and its end.
+// Thread:    the owner's.
+bool ledger_lend(struct ledger *self, uint64_t bytes);
+void ledger_take_back(struct ledger *self, uint64_t bytes);
 
 // Books what adapters and merged copies hold now; whoever adds some asked ledger_free before.
 // Thread:    the owner's.

@@ -52,6 +52,12 @@ enum status loaded_check(const struct loaded *self, struct error *error)
     return status;
 }
 
+static void list_tables(const struct model *model, struct tensor_table *out[MODEL_PART_COUNT])
+{
+    for (int part = 0; part < MODEL_PART_COUNT; part++)
+        out[part] = model_tensors(model, (enum model_part)part);
+}
+
 static void share_tables(struct loaded *loaded, const struct model *model)
 {
     for (int part = 0; part < MODEL_PART_COUNT; part++) {
@@ -90,8 +96,7 @@ static enum status create_networks(const struct loader *self,
         if (status != STATUS_OK) return status;
     }
     struct tensor_table *tables[MODEL_PART_COUNT];
-    for (int part = 0; part < MODEL_PART_COUNT; part++)
-        tables[part] = model_tensors(model, (enum model_part)part);
+    list_tables(model, tables);
     enum status status =
         text_model_create(&loaded->text, device, tables, description, loaded->embeddings, error);
     if (status == STATUS_OK) loaded->bytes = text_model_bytes(loaded->text);
@@ -122,6 +127,28 @@ static enum status load(const struct loader *self, const luna_ModelDefinition *d
 done:
     model_close(&model);
     loaded_destroy(&loaded);
+    return status;
+}
+
+// What load is going to hold; reads the files' headers alone.
+static enum status plan(const struct loader *self, const struct loader_letter *letter,
+                        uint64_t *out, struct error *error)
+{
+    struct model *model = NULL;
+    enum status status = open_definition(self, &letter->definition, &model, error);
+    if (status == STATUS_OK) {
+        const struct model_description *description = model_describe(model);
+        struct device *device = self->arguments.devices[letter->group];
+        struct tensor_table *tables[MODEL_PART_COUNT];
+        list_tables(model, tables);
+        if (letter->group == luna_Group_VAE) {
+            status = vae_weights_plan(out, device, tables[MODEL_VAE], &description->vae, error);
+        } else {
+            status = text_model_plan(out, device, tables, description, error);
+        }
+    }
+    if (status != STATUS_OK) error_prefix(error, "model \"%s\"", letter->definition.name);
+    model_close(&model);
     return status;
 }
 
@@ -213,9 +240,10 @@ static void on_letter(void *state)
     struct loader *self = state;
     struct loader_letter letter;
     if (!pair_receive(&self->pair, &letter, sizeof letter)) return;
-    if (load(self, &letter.definition, letter.group, &letter.loaded, &letter.error) == STATUS_OK) {
-        letter.error.status = STATUS_OK;
-    }
+    enum status status = letter.is_plan ? plan(self, &letter, &letter.plan_bytes, &letter.error)
+                                        : load(self, &letter.definition, letter.group,
+                                               &letter.loaded, &letter.error);
+    if (status == STATUS_OK) letter.error.status = STATUS_OK;
     answer(self, &letter);
     if (letter.loaded != NULL) hash_later(self, &letter);
 }

@@ -71,6 +71,7 @@ static void on_device(struct monitor *self, const luna_DeviceReport *report)
     device->memory_free_bytes = report->memory_free_bytes;
     device->weights_bytes = report->weights_bytes;
     device->reserved_bytes = report->reserved_bytes;
+    device->lent_bytes = report->lent_bytes;
     text_set(device->driver, sizeof device->driver, report->driver);
     text_set(device->uuid, sizeof device->uuid, report->uuid);
     text_set(device->compute_capability, sizeof device->compute_capability,
@@ -241,6 +242,7 @@ static void on_letter(void *state, const luna_Letter *letter, struct message *fr
     case luna_Letter_transport_counts_tag:
         self->transport.frame_bytes = letter->letter.transport_counts.frame_bytes;
         self->transport.shared_bytes = letter->letter.transport_counts.shared_bytes;
+        self->transport.device_bytes = letter->letter.transport_counts.device_bytes;
         break;
     case luna_Letter_lease_counts_tag:
         self->transport.leases = letter->letter.lease_counts.leases;

@@ -75,8 +75,10 @@ enum status packet_send_letter(int channel, const luna_Letter *letter, int descr
     return channel_send(channel, (struct bytes){.data = buffer, .size = encoded.size}, &passed);
 }
 
-static enum status connect_to(int *out, const char *directory, const char *name)
+enum status packet_connect(int *out, const char *directory, const char *name)
 {
+    assert(out != NULL);
+    assert(directory != NULL);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", directory, name);
     if (length < 0 || (size_t)length >= sizeof address.sun_path) return STATUS_INVALID_ARGUMENT;
@@ -99,7 +101,7 @@ enum status packet_ask(const char *directory, const char *name, int wait_ms, lun
     size_t size = 0;
     int channel = -1;
     struct channel_descriptors passed = {.count = 0};
-    enum status status = connect_to(&channel, directory, name);
+    enum status status = packet_connect(&channel, directory, name);
     if (status != STATUS_OK) return status;
     status = packet_send_letter(channel, letter, -1);
     struct pollfd wait = {.fd = channel, .events = POLLIN};

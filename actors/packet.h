@@ -25,6 +25,13 @@ enum status packet_accept(int listener, int *out, uint32_t *uid, struct error *e
 // Thread:    any.
 enum status packet_send_letter(int channel, const luna_Letter *letter, int descriptor);
 
+// Connects to who listens at directory/name.
+// Ownership: the caller closes *out.
+// Errors:    UNAVAILABLE when nobody listens, RESOURCE_EXHAUSTED, INVALID_ARGUMENT for a path that
+//            is too long for a socket.
+// Thread:    any.
+enum status packet_connect(int *out, const char *directory, const char *name);
+
 // Asks who listens at directory/name one question, and waits at most wait_ms for the answer. A
 // connection of its own, so that a listener that was restarted is no special case.
 // Ownership: the caller closes *descriptor, which is -1 when the answer brought none.

@@ -336,10 +336,10 @@ static bool handle_repeat(struct router *self, struct request *request, uint64_t
 }
 
 // Room for an answer counts: it must not be given to somebody else while a worker writes into it.
-static bool uses_shared_memory(const luna_Header *header)
+static bool uses_leases(const luna_Header *header)
 {
     for (uint32_t i = 0; i < header->tensors_count; i++) {
-        if (header->tensors[i].where == luna_Where_SHARED) return true;
+        if (header->tensors[i].where != luna_Where_FRAME) return true;
     }
     return false;
 }
@@ -369,7 +369,7 @@ static void pin_leases(struct router *self, struct job *job, const luna_Header *
 {
     for (uint32_t i = 0; i < header->tensors_count; i++) {
         const luna_Tensor *tensor = &header->tensors[i];
-        if (tensor->where != luna_Where_SHARED) continue;
+        if (tensor->where == luna_Where_FRAME) continue;
         luna_Letter letter = {.which_letter = luna_Letter_pin_lease_tag};
         luna_PinLease *pin = &letter.letter.pin_lease;
         pin->user = self->users[job->user].uid;
@@ -377,6 +377,7 @@ static void pin_leases(struct router *self, struct job *job, const luna_Header *
         pin->bytes = tensor->bytes;
         pin->job = job->number;
         pin->tensor = i;
+        pin->device = tensor->where == luna_Where_DEVICE;
         pin->has_shared = true;
         job->pinned = true;
         job->pins_pending += 1;
@@ -456,10 +457,10 @@ void router_enqueue(struct router *self, struct job *job)
     router_tell_demand(self, job->entry.service, false);
 }
 
-// Pins what the request has in shared memory, first of all.
+// Pins what the request has in shared memory and on devices, first of all.
 static void set_out(struct router *self, struct job *job, const luna_Header *header)
 {
-    if (!uses_shared_memory(header)) {
+    if (!uses_leases(header)) {
         go_on(self, job);
         return;
     }

@@ -542,6 +542,7 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
         self->services[service].arena_bytes = result->arena_bytes;
         self->transport.frame_bytes += result->frame_bytes;
         self->transport.shared_bytes += result->shared_bytes;
+        self->transport.device_bytes += result->device_bytes;
         luna_Header header;
         struct error error = {.status = STATUS_OK};
         if (frames->count > 0 &&

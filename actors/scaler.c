@@ -285,7 +285,8 @@ static void on_device_report(struct scaler *self, struct bytes connection,
     struct error error = {0};
     struct policy_device device = {.epoch = report->epoch,
                                    .memory_free_bytes = report->memory_free_bytes,
-                                   .used_bytes = report->weights_bytes + report->reserved_bytes,
+                                   .used_bytes = report->weights_bytes + report->reserved_bytes -
+                                                 report->lent_bytes,
                                    .margin_bytes = report->margin_bytes};
     text_set(device.name, sizeof device.name, report->name);
     const struct config_service *service = &self->config->service;

@@ -222,10 +222,15 @@ static void answer_job(struct worker *worker)
     reply.tiles = plan->tiles;
     uint64_t input_count = self->input_bytes.size / dtype_bytes(self->request.input_dtype);
     uint64_t output_count = self->output.bytes / dtype_bytes(self->request.output_dtype);
-    reply.not_finite_input =
-        !tensor_is_finite(self->input_bytes.data, self->request.input_dtype, input_count);
-    reply.not_finite_output =
-        !tensor_is_finite(self->output.data, self->request.output_dtype, output_count);
+    // Memory of a device is read by nobody but lanes.
+    if (self->input->where != luna_Where_DEVICE) {
+        reply.not_finite_input =
+            !tensor_is_finite(self->input_bytes.data, self->request.input_dtype, input_count);
+    }
+    if (self->output.where != luna_Where_DEVICE) {
+        reply.not_finite_output =
+            !tensor_is_finite(self->output.data, self->request.output_dtype, output_count);
+    }
     reply.queue_ms = self->job->queue_ms;
     reply.execute_ms = worker_execute_ms(worker, self->job);
     text_set(reply.device, sizeof reply.device, worker->arguments.device_name);

@@ -57,12 +57,19 @@ static void say_hello(struct worker *self)
     post(self, WATCH_DATA, &letter, NULL);
 }
 
+// 0 finds a free entry.
 static struct worker_job *find_job(struct worker *self, uint64_t number)
 {
     for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
         if (self->jobs[i].number == number) return &self->jobs[i];
     }
     return NULL;
+}
+
+struct worker_job *worker_find_job(struct worker *self, uint64_t number)
+{
+    assert(number != 0);
+    return find_job(self, number);
 }
 
 static void tell_progress(struct worker *self)
@@ -108,6 +115,7 @@ static void send_result(struct worker *self, const struct worker_job *job, uint6
     result->execute_ms = worker_execute_ms(self, job);
     result->frame_bytes = job->frame_bytes;
     result->shared_bytes = job->shared_bytes;
+    result->device_bytes = job->device_bytes;
     result->arena_bytes = self->reserved_bytes;
     if (post(self, WATCH_DATA, &letter, frames) != STATUS_OK) {
         log_event(self->context->log, LOG_ERROR, "result.dropped", "job=%lu",
@@ -130,6 +138,7 @@ static void forget_job(struct worker *self, struct worker_job *job)
     if (job->stack_owed) worker_give_back_stack(self, job->number);
     job->stack_owed = false;
     job->waits_for_stack = false;
+    worker_return_loans(self, job);
     message_clear(&job->frames);
     job->number = 0;
     job->in_hand = false;
@@ -219,6 +228,7 @@ struct worker_job *worker_next(struct worker *self)
         for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
             struct worker_job *job = &self->jobs[i];
             if (job->number == 0 || job->in_hand || job->waits_for_stack) continue;
+            if (job->loans_awaited > 0) continue;
             if (first == NULL || goes_before(job, first)) first = job;
         }
         if (first == NULL) return NULL;
@@ -301,12 +311,27 @@ static void say_broken(struct worker *self, const struct error *error)
 bool worker_take_arena(struct worker *self, uint64_t bytes)
 {
     assert(self->busy);
+    assert(self->growing_bytes == 0);
+    if (bytes <= lane_arena_bytes(self->lane)) return true;
+    self->growing_bytes = bytes;
+    lane_grow(self->lane, bytes);
+    return false;
+}
+
+// The lane has its arena, or the device had less than was granted.
+static void on_grown(struct worker *self)
+{
     struct error error;
-    enum status status = lane_reserve(self->lane, bytes, &error);
-    if (status == STATUS_OK) return true;
+    uint64_t bytes = self->growing_bytes;
+    enum status status = lane_collect(self->lane, &error);
+    self->growing_bytes = 0;
+    if (status == STATUS_OK) {
+        self->calls->granted(self, true, self->reserved_bytes, 0);
+        return;
+    }
     if (status == STATUS_UNAVAILABLE) {
         say_broken(self, &error);
-        return false;
+        return;
     }
     self->reserved_bytes = lane_arena_bytes(self->lane);
     const struct executor_letter letter = {.kind = EXECUTOR_FELL_SHORT,
@@ -314,6 +339,15 @@ bool worker_take_arena(struct worker *self, uint64_t bytes)
                                            .bytes = bytes,
                                            .capacity = self->reserved_bytes};
     worker_tell_executor(self, &letter, NULL);
+}
+
+// False when nobody in the batch wants the result any more.
+static bool is_wanted(const struct worker *self)
+{
+    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
+        const struct worker_job *job = &self->jobs[i];
+        if (job->number != 0 && job->in_hand && !job->cancelled) return true;
+    }
     return false;
 }
 
@@ -327,11 +361,16 @@ void worker_run(struct worker *self, const struct program *program, void *const 
     self->marks_total = program_marks(program);
     worker_trace_begin(self, program);
     lane_run(self->lane, program, bindings, count);
+    if (!is_wanted(self)) lane_cancel(self->lane);
 }
 
 static void on_lane(void *state)
 {
     struct worker *self = state;
+    if (self->growing_bytes > 0) {
+        on_grown(self);
+        return;
+    }
     if (!self->running) return;
     struct error error = {.status = STATUS_OK};
     tell_progress(self);
@@ -378,6 +417,10 @@ static void on_executor(void *state)
     case EXECUTOR_STACK_PROGRESS:
         self->jobs_done += 1;  // the router sees that the wait is no hang
         break;
+    case EXECUTOR_LENT:
+        worker_take_loan(self, &letter);
+        try_work(self);
+        break;
     default:
         assert(!"a letter that only workers send");
     }
@@ -404,6 +447,9 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
     if (job->overtakes) set_favour(self);
     job->frame_bytes = 0;
     job->shared_bytes = 0;
+    job->device_bytes = 0;
+    job->loans_count = 0;
+    job->loans_awaited = 0;
     job->waits_for_stack = false;
     job->stack_owed = false;
     job->stack_count = letter->stack_count;
@@ -423,6 +469,8 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
         worker_fail(self, job, &error);  // the router checked the same: cannot happen
     else if (job->stack_count > 0)
         worker_ask_stack(self, job);
+    else
+        worker_borrow(self, job);
 }
 
 static void on_data_letter(void *state, const luna_Letter *letter, struct message *frames)
@@ -448,12 +496,7 @@ static void on_cancel(struct worker *self, uint64_t number)
         worker_fail(self, job, &error);
         return;
     }
-    // A lane is stopped only when nobody in its batch wants the result any more.
-    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
-        const struct worker_job *mate = &self->jobs[i];
-        if (mate->number != 0 && mate->in_hand && !mate->cancelled) return;
-    }
-    if (self->running) lane_cancel(self->lane);
+    if (self->running && !is_wanted(self)) lane_cancel(self->lane);
 }
 
 static void on_control_letter(void *state, const luna_Letter *letter, struct message *frames)
@@ -483,14 +526,26 @@ static void on_control(void *state)
 
 // ---- tensors
 
-static enum status shared_bytes(struct worker *self, const struct worker_job *job,
+static enum status leased_bytes(struct worker *self, struct worker_job *job,
                                 const luna_Tensor *tensor, void **out, struct error *error)
 {
     ptrdiff_t index = tensor - job->header.tensors;
     assert(index >= 0);
     assert(index < (ptrdiff_t)CODEC_TENSORS_MAX);
+    if (tensor->where == luna_Where_DEVICE) {
+        return worker_loan_address(job, (uint32_t)index, out, error);
+    }
     return pool_map_find(self->pools, tensor->shared.pool, job->pool_offsets[index], tensor->bytes,
                          out, error);
+}
+
+static void count_leased(struct worker_job *job, luna_Where where, uint64_t bytes)
+{
+    assert(where != luna_Where_FRAME);
+    if (where == luna_Where_DEVICE)
+        job->device_bytes += bytes;
+    else
+        job->shared_bytes += bytes;
 }
 
 enum status worker_input(struct worker *self, struct worker_job *job, const char *name,
@@ -503,10 +558,10 @@ enum status worker_input(struct worker *self, struct worker_job *job, const char
     }
     if (payload == UINT32_MAX) {
         void *data = NULL;
-        enum status status = shared_bytes(self, job, tensor, &data, error);
+        enum status status = leased_bytes(self, job, tensor, &data, error);
         if (status != STATUS_OK) return status;
         *out = (struct bytes){.data = data, .size = tensor->bytes};
-        job->shared_bytes += tensor->bytes;
+        count_leased(job, tensor->where, tensor->bytes);
     } else {
         *out = message_frame(&job->frames, 2 + payload);
         job->frame_bytes += tensor->bytes;
@@ -521,9 +576,9 @@ enum status worker_output_open(struct worker *self, struct worker_job *job, cons
     struct worker_output output = {.bytes = bytes};
     const luna_Tensor *room = codec_find_room(&job->header, name);
     if (room != NULL && room->bytes >= bytes) {
-        enum status status = shared_bytes(self, job, room, &output.data, error);
+        enum status status = leased_bytes(self, job, room, &output.data, error);
         if (status != STATUS_OK) return status;
-        output.is_shared = true;
+        output.where = room->where;
         output.room = room->shared;
     } else {
         output.data = malloc(bytes);
@@ -549,11 +604,11 @@ enum status worker_output_add(struct worker_reply *reply, struct worker_output *
     assert(reply->header.tensors_count < CODEC_TENSORS_MAX);
     luna_Tensor described = *tensor;
     described.bytes = output->bytes;
-    if (output->is_shared) {
-        described.where = luna_Where_SHARED;
+    if (output->where != luna_Where_FRAME) {
+        described.where = output->where;
         described.has_shared = true;
         described.shared = output->room;
-        reply->job->shared_bytes += output->bytes;
+        count_leased(reply->job, output->where, output->bytes);
     } else {
         enum status status =
             message_append_owned(&reply->payloads, output->data, output->bytes, free_payload, NULL);
@@ -572,7 +627,7 @@ enum status worker_output_add(struct worker_reply *reply, struct worker_output *
 
 void worker_output_drop(struct worker_output *output)
 {
-    if (!output->is_shared) free(output->data);
+    if (output->where == luna_Where_FRAME) free(output->data);
     *output = (struct worker_output){.data = NULL};
 }
 

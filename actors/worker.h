@@ -6,7 +6,8 @@
 // cancellations are served while the lane runs. The mailbox is bounded by the credit that the
 // router keeps.
 //
-//     idle --work()--> asks the executor for memory --granted()--> runs the lane --ran()--> idle
+//     idle --work()--> asks the executor for memory --granted()--> has the lane take it
+//          --granted()--> runs the lane --ran()--> idle
 //
 // The two kinds supply those three functions and nothing else.
 
@@ -21,6 +22,13 @@
 
 struct worker;
 struct worker_reply;
+
+// Device memory of a client that a job reads or writes, borrowed from the executor.
+struct worker_loan {
+    uint32_t pool;    // number
+    uint64_t bytes;   // of memory
+    uint8_t *memory;  // of the device; NULL while it is awaited
+};
 
 // A job in the mailbox or in hand.
 struct worker_job {
@@ -38,11 +46,14 @@ struct worker_job {
     bool waits_for_stack;                      // the executor was asked and has not answered
     bool stack_owed;                           // to be given back when the job is forgotten
     struct stack_grant grant;                  // the stack, once it does not wait
-    luna_Header header;                        // as the client sent it
-    union codec_request body;                  // likewise
-    struct message frames;                     // header, body, payloads
-    uint64_t frame_bytes;                      // of tensors that came or went in frames
-    uint64_t shared_bytes;                     // in shared memory
+    uint32_t loans_count, loans_awaited;       // of loans; the job waits for the latter
+    struct worker_loan loans[CODEC_TENSORS_MAX];
+    luna_Header header;        // as the client sent it
+    union codec_request body;  // likewise
+    struct message frames;     // header, body, payloads
+    uint64_t frame_bytes;      // of tensors that came or went in frames
+    uint64_t shared_bytes;     // in shared memory
+    uint64_t device_bytes;     // in device memory
 };
 
 struct worker_calls {
@@ -54,8 +65,8 @@ struct worker_calls {
 
     // The worker is idle and jobs may wait: take some with worker_next and begin.
     void (*work)(struct worker *worker);
-    // The executor's answer to worker_reserve. bytes: what it may have at most when it was not
-    // granted; capacity: what the device could ever give.
+    // The executor's answer to worker_reserve, and once more the end of worker_take_arena. bytes:
+    // what it may have at most when it was not granted; capacity: what the device could ever give.
     void (*granted)(struct worker *worker, bool granted, uint64_t bytes, uint64_t capacity);
     // The lane has ended.
     void (*ran)(struct worker *worker, const struct error *error);
@@ -85,6 +96,7 @@ struct worker {
     uint64_t jobs_done;                // counted as progress
     bool busy;                         // between work() taking a job and worker_idle()
     bool running;                      // the lane runs
+    uint64_t growing_bytes;            // that the lane's arena is to have; 0: it does not grow
     bool draining;                     // takes nothing new
     uint64_t reserved_bytes;           // granted by the executor
     uint64_t idle_since_ns;            // when it had nothing to do
@@ -117,11 +129,26 @@ void worker_take_stack(struct worker *self, const struct stack_grant *grant);
 // The stack of a job is not used any more; a number that has none is no fault.
 void worker_give_back_stack(struct worker *self, uint64_t job);
 
+// Asks the executor for the device memory that a job's tensors are in; a job without any does not
+// wait. Its answer; the job may be taken when all have come, or it is answered. What a job has goes
+// back.
+void worker_borrow(struct worker *self, struct worker_job *job);
+void worker_take_loan(struct worker *self, const struct executor_letter *letter);
+void worker_return_loans(struct worker *self, struct worker_job *job);
+
+// Where a tensor's bytes in device memory are; index: of the tensor.
+// Errors:    INTERNAL when they are not within the loan.
+enum status worker_loan_address(const struct worker_job *job, uint32_t index, void **out,
+                                struct error *error);
+
+// The job of that number, NULL when it is over.
+struct worker_job *worker_find_job(struct worker *self, uint64_t number);
+
 // Asks the executor for an arena of bytes; granted() is called with the answer.
 void worker_reserve(struct worker *self, uint64_t bytes);
 
-// Takes the arena that was granted. False when the device has less than its ledger said: granted()
-// is called once more, with what there is.
+// Takes the arena that was granted. False when the lane has to make it first: granted() is called
+// once more, when it is there, or with what there is when the device has less than its ledger said.
 bool worker_take_arena(struct worker *self, uint64_t bytes);
 
 // A run is about to begin; it has ended, its program still lives; an answer of a job of that run is
@@ -132,7 +159,7 @@ void worker_trace_add(struct worker *self, struct worker_reply *reply);
 void worker_trace_drop(struct worker *self);
 
 // Starts the lane; ran() is called at its end, unless the device broke: then this process ends and
-// its jobs are given out again.
+// its jobs are given out again. A run whose jobs were all cancelled meanwhile ends as cancelled.
 void worker_run(struct worker *self, const struct program *program, void *const *bindings,
                 uint32_t count);
 
@@ -161,19 +188,20 @@ void worker_postpone(struct worker *self, struct worker_job *job, uint64_t needs
 // Milliseconds since work on the job began.
 uint32_t worker_execute_ms(const struct worker *self, const struct worker_job *job);
 
-// The bytes of a request's tensor, in its frame or in shared memory.
+// The bytes of a request's tensor, in its frame or in shared memory; or in device memory, which its
+// header says: then only a lane may read them.
 // Errors:    INVALID_ARGUMENT when there is none of this name, INTERNAL when the pool cannot be
 // mapped.
 enum status worker_input(struct worker *self, struct worker_job *job, const char *name,
                          const luna_Tensor **tensor, struct bytes *out, struct error *error);
 
-// Where an answer's tensor goes: into the room that the request offers in shared memory, or new
-// memory.
+// Where an answer's tensor goes: into the room that the request offers in shared or device memory,
+// or new memory.
 struct worker_output {
     void *data;           // bytes large
     uint64_t bytes;       // of the tensor
-    bool is_shared;       // data is the client's room
-    luna_SharedRef room;  // with is_shared
+    luna_Where where;     // data is; but for FRAME it is the client's room
+    luna_SharedRef room;  // of the client
 };
 enum status worker_output_open(struct worker *self, struct worker_job *job, const char *name,
                                uint64_t bytes, struct worker_output *out, struct error *error);

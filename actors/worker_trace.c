@@ -3,7 +3,8 @@
 //
 //     process    the executor, by its device
 //     thread     the worker
-//     X          the run, and in it each operation, by the device's own clock where it tells
+//     X          the run, and in it each operation, by the device's own clock where it tells; with
+//                how many of the lane's earlier runs were one graph (a traced one never is)
 //     C          bytes of the arena in use, and of the device, over time
 //
 // Times are those of CLOCK_MONOTONIC, in microseconds: a client on the same machine lays its own
@@ -131,12 +132,15 @@ void worker_trace_end(struct worker *self)
     write_names(&place, self);
     write_memory(&place, self, now);
     write_operations(&place, self);
+    struct lane_graphs graphs = lane_graphs(self->lane);
     fprintf(place.out,
             "{\"name\":\"run\",\"cat\":\"run\",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%ld,"
-            "\"tid\":%u,\"args\":{\"arena_bytes\":%lu,\"peak_bytes\":%lu}}]",
+            "\"tid\":%u,\"args\":{\"arena_bytes\":%lu,\"peak_bytes\":%lu,\"graphs_recorded\":%lu,"
+            "\"graphs_replayed\":%lu}}]",
             microseconds(self->trace.begun_ns), microseconds(now - self->trace.begun_ns), place.pid,
             place.tid, (unsigned long)lane_arena_bytes(self->lane),
-            (unsigned long)program_peak_bytes(self->trace.program));
+            (unsigned long)program_peak_bytes(self->trace.program), (unsigned long)graphs.recorded,
+            (unsigned long)graphs.replayed);
     bool written = fclose(place.out) == 0;
     self->trace.program = NULL;  // it may go now
     self->trace.text = written ? text : NULL;

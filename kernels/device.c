@@ -85,6 +85,33 @@ enum status device_memory(const struct device *device, struct device_memory *out
                      device->info.name);
 }
 
+enum status device_lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error)
+{
+    assert(device != NULL);
+    assert(out != NULL);
+    assert(bytes > 0);
+    assert(bytes % DEVICE_LOAN_UNIT_BYTES == 0);
+    if (device->class->lend == NULL) {
+        return error_set(error, STATUS_UNIMPLEMENTED, "device \"%s\" has no memory to lend",
+                         device->info.name);
+    }
+    enum status status = device->class->lend(device, bytes, out, error);
+    if (status == STATUS_OK) atomic_fetch_add(&device->users, 1);
+    return status;
+}
+
+void device_take_back(struct device *device, struct device_loan *loan)
+{
+    assert(device != NULL);
+    assert(loan != NULL);
+    assert(loan->memory != NULL);
+    device->class->take_back(device, loan);
+    *loan = (struct device_loan){.memory = NULL};
+    uint32_t before = atomic_fetch_sub(&device->users, 1);
+    assert(before > 0);
+}
+
 enum status device_probe(struct device_probe *out, struct error *error)
 {
     assert(out != NULL);
@@ -136,12 +163,18 @@ static enum status check_source(const struct weight_source *source, struct error
         return error_set(error, STATUS_INVALID_ARGUMENT, "weight in %u parts, must be 1 to %u",
                          source->parts_count, parts_max);
     }
-    for (uint32_t i = 0; i < source->parts_count; i++) {
-        if (source->parts[i] == NULL) {
-            return error_set(error, STATUS_INVALID_ARGUMENT, "part %u of a weight is missing", i);
-        }
-    }
     return check_dims(source, error);
+}
+
+enum status weight_plan(const struct device *device, const struct weight_source *source,
+                        uint64_t *out, struct error *error)
+{
+    assert(device != NULL);
+    assert(source != NULL);
+    assert(out != NULL);
+    enum status status = check_source(source, error);
+    if (status == STATUS_OK) *out = device->class->weight_plan(device, source);
+    return status;
 }
 
 enum status weight_create(struct weight **out, struct device *device,
@@ -152,6 +185,11 @@ enum status weight_create(struct weight **out, struct device *device,
     assert(source != NULL);
     enum status status = check_source(source, error);
     if (status != STATUS_OK) return status;
+    for (uint32_t i = 0; i < source->parts_count; i++) {
+        if (source->parts[i] == NULL) {
+            return error_set(error, STATUS_INVALID_ARGUMENT, "part %u of a weight is missing", i);
+        }
+    }
     struct weight *self = NULL;
     status = device->class->weight_create(&self, device, source, error);
     if (status != STATUS_OK) return status;
@@ -162,6 +200,7 @@ enum status weight_create(struct weight **out, struct device *device,
         self->dims[i] = i < dims_count(source->form) ? source->dims[i] : 1;
     }
     self->dims[0] *= source->parts_count;
+    self->serial = atomic_fetch_add(&device->weights_made, 1) + 1;
     atomic_fetch_add(&device->users, 1);
     *out = self;
     return STATUS_OK;
@@ -219,12 +258,22 @@ void lane_destroy(struct lane **lane_p)
     *lane_p = NULL;
 }
 
+void lane_grow(struct lane *lane, uint64_t bytes)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    assert(bytes > lane->arena_bytes);
+    lane->running = true;
+    lane->device->class->lane_grow(lane, bytes);
+}
+
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
 {
     assert(lane != NULL);
     assert(!lane->running);
     if (bytes <= lane->arena_bytes) return STATUS_OK;
-    enum status status = lane->device->class->lane_reserve(lane, bytes, error);
+    lane_grow(lane, bytes);
+    enum status status = lane_collect(lane, error);
     assert(status != STATUS_OK || lane->arena_bytes >= bytes);
     return status;
 }
@@ -343,6 +392,13 @@ uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
     assert(out != NULL);
     if (lane->device->class->lane_times == NULL) return 0;
     return lane->device->class->lane_times(lane, out, count);
+}
+
+struct lane_graphs lane_graphs(const struct lane *lane)
+{
+    assert(lane != NULL);
+    if (lane->device->class->lane_graphs != NULL) return lane->device->class->lane_graphs(lane);
+    return (struct lane_graphs){.recorded = 0};
 }
 
 uint64_t lane_progress(const struct lane *lane)

@@ -73,6 +73,7 @@ struct weight {
     enum dtype dtype;
     uint32_t dims[4];  // dims[0] counts all parts
     uint64_t bytes;    // held beside the parts
+    uint64_t serial;   // that no other weight of this device has or had
 };
 
 struct device_class {
@@ -84,14 +85,17 @@ struct device_class {
     // Bytes of arena that the (already checked) operation needs for itself.
     uint64_t (*workspace_bytes)(const struct device *device, const struct operation *operation);
 
+    // What weight_create is going to hold for an already checked source; its parts may be NULL.
+    uint64_t (*weight_plan)(const struct device *device, const struct weight_source *source);
     enum status (*weight_create)(struct weight **out, struct device *device,
                                  const struct weight_source *source, struct error *error);
     void (*weight_destroy)(struct weight *weight);
 
     enum status (*lane_create)(struct lane **out, struct device *device, struct error *error);
     void (*lane_destroy)(struct lane *lane);
-    // Only to grow an idle lane's arena; sets arena_bytes on success and keeps the old one else.
-    enum status (*lane_reserve)(struct lane *lane, uint64_t bytes, struct error *error);
+    // Only to make an idle lane's arena larger; lane_collect tells how that went, and arena_bytes
+    // is new from then on.
+    void (*lane_grow)(struct lane *lane, uint64_t bytes);
     void (*lane_release)(struct lane *lane);
     void (*lane_run)(struct lane *lane, const struct program *program, void *const *bindings,
                      uint32_t bindings_count);
@@ -105,9 +109,17 @@ struct device_class {
     enum status (*lane_trace)(struct lane *lane, bool is_kept, struct error *error);
     uint32_t (*lane_times)(const struct lane *lane, uint64_t *out, uint32_t count);
 
+    // See lane_graphs; NULL: there are none.
+    struct lane_graphs (*lane_graphs)(const struct lane *lane);
+
     // NULL: the device uses the system's memory.
     enum status (*memory)(const struct device *device, struct device_memory *out,
                           struct error *error);
+
+    // See device_lend; both NULL: its memory cannot be shared.
+    enum status (*lend)(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error);
+    void (*take_back)(struct device *device, const struct device_loan *loan);
 
     void (*close)(struct device *device);
 };
@@ -116,14 +128,15 @@ struct device_class {
 struct device {
     const struct device_class *class;
     struct device_info info;
-    _Atomic uint32_t users;  // lanes and weights that were made on it and live; device.c counts
+    _Atomic uint32_t users;         // lanes, weights and loans that live; device.c counts
+    _Atomic uint64_t weights_made;  // the last weight's serial
 };
 
 struct lane {
     struct device *device;
     int descriptor;  // eventfd or the like
     uint64_t arena_bytes;
-    bool running;  // between lane_run and lane_collect
+    bool running;  // between lane_run or lane_grow and lane_collect
 };
 
 // Arena alignment of every value, in bytes.

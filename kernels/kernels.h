@@ -6,7 +6,8 @@
 //     weight    an immutable tensor, laid out as the device likes it, shared by all lanes
 //     program   a list of fused operations over one arena; building it allocates no tensor, so its
 //               peak is known before anything runs, and it can be run any number of times
-//     lane      runs one program at a time in its own arena; its end arrives on a file descriptor
+//     lane      runs one program at a time in its own arena, and makes that arena; the end of
+//               either arrives on a file descriptor
 //
 //     struct program *program = NULL;
 //     program_create(&program, device);
@@ -15,8 +16,9 @@
 //     program_release(program, x);              // its bytes may serve the operations that follow
 //     status = program_finish(program, &error); // the first error of all the calls above
 //     ... program_peak_bytes(program) ...       // admit, or not
-//     lane_reserve(lane, program_peak_bytes(program), &error);
-//     lane_run(lane, program, bindings, 2);     // returns at once; lane_descriptor() tells the end
+//     lane_grow(lane, program_peak_bytes(program));
+//     status = lane_collect(lane, &error);      // lane_descriptor() tells when it need not wait
+//     lane_run(lane, program, bindings, 2);     // returns at once, as lane_grow does
 //     status = lane_collect(lane, &error);
 //
 // Legend: n images, h rows, w columns, c channels in, k channels (or columns) out, r x r taps.
@@ -96,6 +98,29 @@ struct device_memory {
 enum status device_memory(const struct device *device, struct device_memory *out,
                           struct error *error);
 
+#define DEVICE_HANDLE_BYTES 64u                     // a cudaIpcMemHandle_t
+#define DEVICE_LOAN_UNIT_BYTES (UINT64_C(2) << 20)  // what a GPU maps at once
+
+// Memory of a device that a process of this machine may map, by CUDA IPC.
+struct device_loan {
+    void *memory;                         // of the device; may be bound to slots of its programs
+    uint64_t bytes;                       // at memory
+    uint8_t handle[DEVICE_HANDLE_BYTES];  // what the other process opens
+};
+
+// Lends zeroed memory that nothing else lies in; bytes is a multiple of DEVICE_LOAN_UNIT_BYTES
+// above 0. It counts as used memory of the device.
+// Ownership: the caller ends the loan with device_take_back.
+// Errors:    UNIMPLEMENTED where memory cannot be shared; RESOURCE_EXHAUSTED; UNAVAILABLE when the
+//            device is broken.
+// Thread:    any that may wait for some ms.
+enum status device_lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error);
+
+// Ends a loan that nothing runs with. The other process should have closed it, or be gone.
+// Thread:    any.
+void device_take_back(struct device *device, struct device_loan *loan);
+
 // What GPUs there are.
 struct device_probe {
     char driver[64];    // with its version
@@ -139,6 +164,13 @@ struct weight_source {
 enum status weight_create(struct weight **out, struct device *device,
                           const struct weight_source *source, struct error *error);
 
+// Bytes that weight_create is going to hold for such a tensor, exactly: weight_bytes of its result.
+// The parts may be NULL, they are not looked at.
+// Errors:    INVALID_ARGUMENT as weight_create.
+// Thread:    any.
+enum status weight_plan(const struct device *device, const struct weight_source *source,
+                        uint64_t *out, struct error *error);
+
 // Destroys a weight that no running program uses. NULL is allowed.
 // Thread:    any.
 void weight_destroy(struct weight **weight_p);
@@ -154,7 +186,7 @@ uint64_t weight_bytes(const struct weight *weight);
 enum value_place {
     VALUE_NONE = 0,  // an optional operand that is not there
     VALUE_ARENA,     // bytes of the lane's arena
-    VALUE_SLOT,      // host memory that the caller binds for each run: inputs and outputs
+    VALUE_SLOT,      // memory that the caller binds for each run: inputs and outputs
 };
 
 // A place where an operation finds or leaves a tensor. Plain data: copy it freely.
@@ -194,7 +226,7 @@ struct value program_bytes(struct program *program, uint64_t bytes);
 struct value program_statistics(struct program *program, uint32_t n, uint32_t h, uint32_t w,
                                 uint32_t k);
 
-// Names host memory of the given size that the caller will bind as slot (below PROGRAM_SLOTS_MAX).
+// Names memory of the given size that the caller will bind as slot (below PROGRAM_SLOTS_MAX).
 // Thread:    the builder's.
 struct value program_slot(struct program *program, uint32_t slot, uint64_t bytes);
 
@@ -441,11 +473,19 @@ enum status lane_create(struct lane **out, struct device *device, struct error *
 // Thread:    the driver's.
 void lane_destroy(struct lane **lane_p);
 
-// Makes the arena at least bytes large: a real allocation that the system accounts for, on a GPU
-// taken at once so that no other process can race for it; on a CPU the pages come as the first run
-// touches them. A smaller request keeps the larger arena. The lane is idle.
-// Errors:    RESOURCE_EXHAUSTED: the lane keeps what it had; on a GPU, where the old arena makes
-//            room for the new one, it has none when others took that room. UNAVAILABLE: broken.
+// Begins to make the arena bytes large, more than it is, and returns at once: a real allocation
+// that the system accounts for, on a GPU taken as a whole so that no other process can race for it;
+// on a CPU the pages come as the first run touches them. It ends as a run does, by lane_collect,
+// and cannot be cancelled. The lane is idle. Errors:    by lane_collect. RESOURCE_EXHAUSTED: the
+// lane keeps what it had; on a GPU, where the
+//            old arena makes room for the new one, it has none when others took that room.
+//            UNAVAILABLE: broken.
+// Thread:    the driver's.
+void lane_grow(struct lane *lane, uint64_t bytes);
+
+// Makes the arena at least bytes large and waits until it is: for who may wait. A smaller request
+// keeps the larger arena. The lane is idle.
+// Errors:    those of lane_grow.
 // Thread:    the driver's.
 enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
 
@@ -453,23 +493,24 @@ enum status lane_reserve(struct lane *lane, uint64_t bytes, struct error *error)
 // Thread:    the driver's.
 void lane_release(struct lane *lane);
 
-// Bytes of the arena now.
+// Bytes of the arena now; while it grows, as many as before.
 // Thread:    the driver's.
 uint64_t lane_arena_bytes(const struct lane *lane);
 
-// Starts a finished program and returns at once. bindings[i] is the memory of slot i, at least as
-// large as the program named it; the caller keeps it and the program until lane_collect.
-// The lane is idle, its arena is large enough, ids and indices in slots are in range: whoever let
-// them in has checked them.
-// Thread:    the driver's.
+// Starts a finished program and returns at once. bindings[i] is the memory of slot i, the host's
+// or, for pixels and latents, a loan's of this device, at least as large as the program named it;
+// the caller keeps it and the program until lane_collect. The lane is idle, its arena is large
+// enough, ids and indices in slots are in range: whoever let them in has checked them. Thread: the
+// driver's.
 void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
               uint32_t bindings_count);
 
-// Becomes readable when the program has ended; lane_collect resets it. Poll it, nothing else.
-// Thread:    any.
+// Becomes readable when the program has ended or the arena is made; lane_collect resets it. Poll
+// it, nothing else. Thread:    any.
 int lane_descriptor(const struct lane *lane);
 
-// Ends the run: waits for it if need be, then tells how it went. The lane is idle afterwards.
+// Ends the run, or the arena's growth: waits for it if need be, then tells how it went. The lane is
+// idle afterwards.
 // Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch;
 //            UNAVAILABLE when the device is broken: nothing runs on it in this process any more.
 // Thread:    the driver's.
@@ -503,6 +544,16 @@ enum status lane_trace(struct lane *lane, bool is_kept, struct error *error);
 // count + 1.
 // Thread:    the driver's, between lane_collect and the next run.
 uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+
+// How often a lane recorded the launches of a program as one graph, and how often such a graph ran
+// in their place. A GPU does so for programs of many small operations that come more than once.
+struct lane_graphs {
+    uint64_t recorded, replayed;
+};
+
+// Since the lane was made; zeros on a device without graphs.
+// Thread:    any.
+struct lane_graphs lane_graphs(const struct lane *lane);
 
 // One operation of a program, for people.
 struct operation_facts {

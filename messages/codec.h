@@ -106,7 +106,7 @@ enum status codec_check_frames(const luna_Header *header, const uint64_t *sizes,
 
 // Finds an input tensor (of a request) or an output (of an answer) by name; NULL when there is
 // none. *payload, unless NULL, becomes its payload's number, or UINT32_MAX when its bytes are in
-// shared memory.
+// shared memory or device memory.
 // Ownership: borrowed from the header.
 // Thread:    any.
 const luna_Tensor *codec_find_tensor(const luna_Header *header, const char *name,

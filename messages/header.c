@@ -69,7 +69,13 @@ static enum status check_version(const luna_Header *header, struct error *error)
                      header->major, header->minor, CODEC_MAJOR, CODEC_MAJOR, CODEC_MINOR);
 }
 
-static enum status check_shared(const luna_Tensor *tensor, struct error *error)
+static bool takes_device_memory(luna_Operation operation)
+{
+    return operation == luna_Operation_ENCODE_IMAGE || operation == luna_Operation_DECODE_LATENT;
+}
+
+static enum status check_place(const luna_Header *header, const luna_Tensor *tensor,
+                               struct error *error)
 {
     uint64_t end = 0;
     if (tensor->where == luna_Where_FRAME) {
@@ -77,13 +83,19 @@ static enum status check_shared(const luna_Tensor *tensor, struct error *error)
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "tensor \"%s\" is in a frame and in shared memory", tensor->name);
     }
-    if (tensor->where != luna_Where_SHARED) {
-        return error_set(error, STATUS_INVALID_ARGUMENT, "tensor \"%s\" is in place %d, not 0 or 1",
+    if (tensor->where != luna_Where_SHARED && tensor->where != luna_Where_DEVICE) {
+        return error_set(error, STATUS_INVALID_ARGUMENT, "tensor \"%s\" is in place %d, not 0 to 2",
                          tensor->name, (int)tensor->where);
+    }
+    if (tensor->where == luna_Where_DEVICE && !takes_device_memory(header->operation)) {
+        return error_set(error, STATUS_UNIMPLEMENTED,
+                         "tensor \"%s\" is in device memory, which images and latents alone may be",
+                         tensor->name);
     }
     if (!tensor->has_shared) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "tensor \"%s\" is in shared memory but does not say where", tensor->name);
+                         "tensor \"%s\" is in %s memory but does not say where", tensor->name,
+                         tensor->where == luna_Where_SHARED ? "shared" : "device");
     }
     if (!checked_add(tensor->shared.offset, tensor->bytes, &end)) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
@@ -100,7 +112,7 @@ static enum status check_room(const luna_Header *header, const luna_Tensor *tens
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "tensor \"%s\" is room, which only a request offers", tensor->name);
     }
-    if (tensor->where != luna_Where_SHARED || tensor->bytes == 0) {
+    if (tensor->where == luna_Where_FRAME || tensor->bytes == 0) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "room for tensor \"%s\" is not shared memory of some bytes", tensor->name);
     }
@@ -153,7 +165,7 @@ static enum status check_tensor(const luna_Header *header, uint32_t index, struc
         return error_set(error, STATUS_INVALID_ARGUMENT, "tensor \"%s\" is there twice",
                          tensor->name);
     }
-    enum status status = check_shared(tensor, error);
+    enum status status = check_place(header, tensor, error);
     if (status != STATUS_OK) return status;
     return tensor->room ? check_room(header, tensor, error) : check_size(tensor, error);
 }

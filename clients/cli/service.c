@@ -79,13 +79,14 @@ enum cli_exit command_ping(const struct cli_options *options)
 
 static json_t *device_json(const luna_DeviceStatus *device)
 {
-    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:s}", "name", device->name,
-                     "label", device->label, "executor_pid", cli_integer(device->executor_pid),
-                     "memory_total_bytes", cli_integer(device->memory_total_bytes),
-                     "memory_free_bytes", cli_integer(device->memory_free_bytes), "weights_bytes",
-                     cli_integer(device->weights_bytes), "reserved_bytes",
-                     cli_integer(device->reserved_bytes), "driver", device->driver, "uuid",
-                     device->uuid, "compute_capability", device->compute_capability);
+    return json_pack(
+        "{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:s}", "name", device->name, "label",
+        device->label, "executor_pid", cli_integer(device->executor_pid), "memory_total_bytes",
+        cli_integer(device->memory_total_bytes), "memory_free_bytes",
+        cli_integer(device->memory_free_bytes), "weights_bytes", cli_integer(device->weights_bytes),
+        "reserved_bytes", cli_integer(device->reserved_bytes), "lent_bytes",
+        cli_integer(device->lent_bytes), "driver", device->driver, "uuid", device->uuid,
+        "compute_capability", device->compute_capability);
 }
 
 static json_t *service_json(const luna_ServiceStatus *service)
@@ -148,11 +149,11 @@ json_t *cli_status_json(const luna_Status *status)
     json_object_set_new(document, "services", services);
     json_object_set_new(document, "models", models);
     json_object_set_new(document, "loras", cli_lora_totals_json(&status->loras));
-    json_object_set_new(document, "transport",
-                        json_pack("{s:o, s:o, s:o}", "frame_bytes",
-                                  cli_integer(transport->frame_bytes), "shared_bytes",
-                                  cli_integer(transport->shared_bytes), "leases",
-                                  cli_integer(transport->leases)));
+    json_object_set_new(
+        document, "transport",
+        json_pack("{s:o, s:o, s:o, s:o}", "frame_bytes", cli_integer(transport->frame_bytes),
+                  "shared_bytes", cli_integer(transport->shared_bytes), "device_bytes",
+                  cli_integer(transport->device_bytes), "leases", cli_integer(transport->leases)));
     return document;
 }
 
@@ -164,9 +165,10 @@ static void print_status(const luna_Status *status)
            (unsigned long)status->requests.total, (unsigned long)status->requests.running,
            (unsigned long)status->requests.queued, (unsigned long)status->requests.failed,
            (unsigned long)status->requests.cancelled);
-    printf("tensors   %.1f MiB in frames, %.1f MiB in shared memory\n",
+    printf("tensors   %.1f MiB in frames, %.1f MiB in shared memory, %.1f MiB in device memory\n",
            cli_mebibytes(status->transport.frame_bytes),
-           cli_mebibytes(status->transport.shared_bytes));
+           cli_mebibytes(status->transport.shared_bytes),
+           cli_mebibytes(status->transport.device_bytes));
     const luna_LoraTotals *loras = &status->loras;
     printf("loras     %lu  %.1f of %.0f MiB  hits %lu  misses %lu (%.0f %%)  evictions %lu\n\n",
            (unsigned long)loras->entries, cli_mebibytes(loras->bytes),

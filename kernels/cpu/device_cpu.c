@@ -39,7 +39,7 @@ struct cpu_lane {
     struct host_arena arena;            // of the running program
     struct pool_job job;                // the run
     void *bindings[PROGRAM_SLOTS_MAX];  // copied from lane_run
-    struct error error;                 // why the run could not begin; OK when it did
+    struct error error;                 // why the run could not begin, or the arena not grow
 };
 
 static struct cpu_device *device_of(const struct lane *lane)
@@ -129,12 +129,23 @@ static enum status lane_create_cpu(struct lane **out, struct device *device, str
     return STATUS_OK;
 }
 
-static enum status lane_reserve_cpu(struct lane *lane, uint64_t bytes, struct error *error)
+// What never reached the pool has ended.
+static void tell_end(const struct cpu_lane *self)
+{
+    uint64_t one = 1;
+    ssize_t written = write(self->base.descriptor, &one, sizeof one);
+    assert(written == sizeof one);
+}
+
+// Mapping takes microseconds: it is done at once, only its end is told as that of a run.
+static void lane_grow_cpu(struct lane *lane, uint64_t bytes)
 {
     struct cpu_lane *self = (struct cpu_lane *)lane;
-    enum status status = host_arena_grow(&self->arena, bytes, error);
+    self->error.status = STATUS_OK;
+    self->job.status = STATUS_OK;
+    self->error.status = host_arena_grow(&self->arena, bytes, &self->error);
     self->base.arena_bytes = self->arena.bytes;
-    return status;
+    tell_end(self);
 }
 
 static void lane_release_cpu(struct lane *lane)
@@ -154,9 +165,7 @@ static void lane_run_cpu(struct lane *lane, const struct program *program, void 
     self->error.status = STATUS_OK;
     enum status status = pool_prepare(device->pool, program, device->launches, &self->error);
     if (status != STATUS_OK) {
-        uint64_t one = 1;
-        ssize_t written = write(self->base.descriptor, &one, sizeof one);
-        assert(written == sizeof one);
+        tell_end(self);
         return;
     }
     self->job.program = program;
@@ -211,11 +220,12 @@ static const struct device_class cpu_class = {
     .name = "cpu",
     .statistics_bytes = cpu_statistics_bytes,
     .workspace_bytes = cpu_workspace_bytes,
+    .weight_plan = cpu_weight_plan,
     .weight_create = cpu_weight_create,
     .weight_destroy = cpu_weight_destroy,
     .lane_create = lane_create_cpu,
     .lane_destroy = lane_destroy_cpu,
-    .lane_reserve = lane_reserve_cpu,
+    .lane_grow = lane_grow_cpu,
     .lane_release = lane_release_cpu,
     .lane_run = lane_run_cpu,
     .lane_collect = lane_collect_cpu,

@@ -51,7 +51,8 @@ struct cpu_weight {
     struct pages vector;                  // of a vector: a copy of the parts as float32
 };
 
-// See weight_create and weight_destroy of kernels.h.
+// See weight_plan, weight_create and weight_destroy of kernels.h.
+uint64_t cpu_weight_plan(const struct device *device, const struct weight_source *source);
 enum status cpu_weight_create(struct weight **out, struct device *device,
                               const struct weight_source *source, struct error *error);
 void cpu_weight_destroy(struct weight *weight);

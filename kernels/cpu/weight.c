@@ -76,6 +76,13 @@ static enum status check_source(const struct weight_source *source, struct error
     return check_dims(source, error);
 }
 
+uint64_t cpu_weight_plan(const struct device *device, const struct weight_source *source)
+{
+    (void)device;
+    if (source->form != WEIGHT_VECTOR) return 0;
+    return pages_round((uint64_t)source->dims[0] * sizeof(float) * source->parts_count);
+}
+
 // Copies a vector's parts as float32.
 static enum status copy_vector(struct cpu_weight *self, const struct weight_source *source,
                                struct error *error)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/driver_loan.h"
 #include "kernels/cuda/module.h"
 
 uint64_t gpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t h, uint32_t w,
@@ -39,15 +40,33 @@ static enum status read_memory(const struct device *device, struct device_memory
     return STATUS_OK;
 }
 
+static enum status lend(struct device *device, uint64_t bytes, struct device_loan *out,
+                        struct error *error)
+{
+    _Static_assert(GPU_HANDLE_BYTES == DEVICE_HANDLE_BYTES, "a handle is as long on both sides");
+    const struct gpu_device *self = (const struct gpu_device *)device;
+    struct device_loan loan = {.bytes = bytes};
+    enum status status = gpu_lend(self->card, bytes, &loan.memory, loan.handle, error);
+    if (status == STATUS_OK) *out = loan;
+    return status;
+}
+
+static void take_back(struct device *device, const struct device_loan *loan)
+{
+    const struct gpu_device *self = (const struct gpu_device *)device;
+    gpu_take_back(self->card, loan->memory, loan->bytes, loan->handle);
+}
+
 static const struct device_class gpu_class = {
     .name = "gpu",
     .statistics_bytes = gpu_statistics_bytes,
     .workspace_bytes = gpu_workspace_bytes,
+    .weight_plan = gpu_weight_plan,
     .weight_create = gpu_weight_create,
     .weight_destroy = gpu_weight_destroy,
     .lane_create = gpu_lane_create,
     .lane_destroy = gpu_lane_destroy,
-    .lane_reserve = gpu_lane_reserve,
+    .lane_grow = gpu_lane_grow,
     .lane_release = gpu_lane_release,
     .lane_run = gpu_lane_run,
     .lane_collect = gpu_lane_collect,
@@ -56,7 +75,10 @@ static const struct device_class gpu_class = {
     .lane_marks = gpu_lane_marks,
     .lane_trace = gpu_lane_trace,
     .lane_times = gpu_lane_times,
+    .lane_graphs = gpu_lane_graphs,
     .memory = read_memory,
+    .lend = lend,
+    .take_back = take_back,
     .close = close_gpu,
 };
 
@@ -104,6 +126,8 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     if (status != STATUS_OK) goto done;
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
+    const char *graphs = getenv("LUNA_GPU_GRAPHS");
+    self->has_no_graphs = graphs != NULL && strcmp(graphs, "0") == 0;
     self->base.info.activation_bytes = dtype_bytes(self->storage);
     fill_info(&self->base.info, options->name, gpu_describe(self->card));
     *out = &self->base;

@@ -13,6 +13,7 @@
 struct gpu_device {
     struct device base;     // what every device has
     struct gpu_card *card;  // opened by the driver
+    bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_GPU_GRAPHS is 0
     enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
 };
 
@@ -30,7 +31,7 @@ struct gpu_run {
     const struct gpu_device *device;    //
     struct gpu_stream *stream;          //
     uint8_t *arena;                     // device memory
-    void *const *bindings;              // host memory
+    void *const *bindings;              // host memory, or a loan's
     const struct operation *operation;  //
 };
 
@@ -49,7 +50,7 @@ static inline void *gpu_weight_data(const struct weight *weight)
 // Thread:    the lane's.
 void *gpu_address(const struct gpu_run *run, const struct value *value);
 
-// Host memory of a value in a slot; NULL for VALUE_NONE.
+// Memory of a value in a slot; NULL for VALUE_NONE.
 // Thread:    the lane's.
 void *gpu_host_address(const struct gpu_run *run, const struct value *value);
 
@@ -75,7 +76,8 @@ void gpu_enqueue_linear(const struct gpu_run *run);
 void gpu_enqueue_attention(const struct gpu_run *run);
 void gpu_enqueue_simple(const struct gpu_run *run);
 
-// See weight_create and weight_destroy of kernels.h.
+// See weight_plan, weight_create and weight_destroy of kernels.h.
+uint64_t gpu_weight_plan(const struct device *device, const struct weight_source *source);
 enum status gpu_weight_create(struct weight **out, struct device *device,
                               const struct weight_source *source, struct error *error);
 void gpu_weight_destroy(struct weight *weight);
@@ -83,7 +85,7 @@ void gpu_weight_destroy(struct weight *weight);
 // As struct device_class has them.
 enum status gpu_lane_create(struct lane **out, struct device *device, struct error *error);
 void gpu_lane_destroy(struct lane *lane);
-enum status gpu_lane_reserve(struct lane *lane, uint64_t bytes, struct error *error);
+void gpu_lane_grow(struct lane *lane, uint64_t bytes);
 void gpu_lane_release(struct lane *lane);
 void gpu_lane_run(struct lane *lane, const struct program *program, void *const *bindings,
                   uint32_t bindings_count);
@@ -93,5 +95,6 @@ uint64_t gpu_lane_progress(const struct lane *lane);
 uint32_t gpu_lane_marks(const struct lane *lane);
 enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error);
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+struct lane_graphs gpu_lane_graphs(const struct lane *lane);
 
 #endif  // KERNELS_CUDA_DEVICE_GPU_H

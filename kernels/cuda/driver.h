@@ -127,8 +127,8 @@ struct gpu_plane {
     uint64_t to_pitch, from_pitch;  // bytes
 };
 
-// Enqueues a copy from the host to the device or back. Host memory stays until the stream was
-// waited for.
+// Enqueues a copy from the host to the device or back; the host's memory may as well be a loan's
+// (driver_loan.h). It stays until the stream was waited for.
 // Thread:    the user's.
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane);
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane);
@@ -136,6 +136,37 @@ void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gp
 // Enqueues zeroing.
 // Thread:    the user's.
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes);
+
+// Host memory that the device copies from and to by itself.
+// Ownership: the caller gives it back with gpu_unpin. NULL is allowed there.
+// Errors:    RESOURCE_EXHAUSTED.
+// Thread:    any that may wait for some ms.
+enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct error *error);
+void gpu_unpin(struct gpu_card *self, void *memory);
+
+// What was enqueued once, to be enqueued again as one: the same launches and copies with the same
+// arguments, at the same addresses.
+struct gpu_graph;
+
+// From now on what is enqueued is not done but recorded, until gpu_graph_end; host memory that is
+// copied from or to is pinned, and no step is ended or waited for. False: nothing is recorded, what
+// is enqueued is done.
+// Thread:    the user's.
+bool gpu_graph_begin(struct gpu_stream *self);
+
+// Ends the recording; the stream is as it was before, whatever failed meanwhile.
+// Ownership: on success the caller owns *out and destroys it before the stream.
+// Errors:    INTERNAL, RESOURCE_EXHAUSTED.
+// Thread:    the user's.
+enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struct error *error);
+
+// Enqueues what was recorded on this stream. False: nothing was enqueued.
+// Thread:    the user's.
+bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph);
+
+// Forgets it; it does not run. NULL is allowed.
+// Thread:    the stream's user.
+void gpu_graph_destroy(struct gpu_graph **graph_p);
 
 // The most steps of a stream that may be under way at once.
 #define GPU_STEPS_MAX 8u
@@ -168,6 +199,12 @@ uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count
 // For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed.
 void *gpu_stream_handle(struct gpu_stream *self);
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why);
+
+// For an emulated launch: whether it is to be recorded; what then does it when the graph is
+// launched and in the end frees itself.
+bool gpu_stream_is_recording(const struct gpu_stream *self);
+void gpu_stream_record(struct gpu_stream *self, void (*launch)(void *context),
+                       void (*drop)(void *context), void *context);
 
 // Around an emulated launch: one at a time. begin answers false when nothing may begin; why is
 // NULL, or tells how the launch failed.

@@ -1,5 +1,5 @@
-// driver_cuda.c - driver.h over the CUDA runtime: streams. What the card is and its memory are in
-// driver_cuda_card.c.
+// driver_cuda.c - driver.h over the CUDA runtime: streams and graphs. What the card is and its
+// memory are in driver_cuda_card.c.
 //
 // A stream keeps a ring of events that were made to be waited for asleep. Copies are from and to
 // memory that the system may page, so the runtime stages them and may keep the calling thread for
@@ -159,27 +159,28 @@ static void check(struct gpu_stream *self, const char *what, cudaError_t result)
     if (result != cudaSuccess) gpu_stream_fail(self, what, cudaGetErrorString(result));
 }
 
-static void copy_plane(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane,
-                       enum cudaMemcpyKind kind)
+// Where the memory of a slot is, the host's or a loan's, its address tells.
+static void copy_plane(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
     if (self->message[0] != '\0') return;
     if (plane.rows == 1) {
-        check(self, "cudaMemcpyAsync", cudaMemcpyAsync(to, from, plane.width, kind, self->handle));
+        check(self, "cudaMemcpyAsync",
+              cudaMemcpyAsync(to, from, plane.width, cudaMemcpyDefault, self->handle));
         return;
     }
     check(self, "cudaMemcpy2DAsync",
           cudaMemcpy2DAsync(to, plane.to_pitch, from, plane.from_pitch, plane.width, plane.rows,
-                            kind, self->handle));
+                            cudaMemcpyDefault, self->handle));
 }
 
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane, cudaMemcpyHostToDevice);
+    copy_plane(self, to, from, plane);
 }
 
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane, cudaMemcpyDeviceToHost);
+    copy_plane(self, to, from, plane);
 }
 
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
@@ -187,6 +188,84 @@ void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
     if (self->message[0] != '\0') return;
     check(self, "cudaMemsetAsync", cudaMemsetAsync(to, 0, bytes, self->handle));
 }
+
+// ---------------------------------------------------------------------------------------------
+// Graphs
+
+struct gpu_graph {
+    struct gpu_card *card;  // whose runtime keeps it
+    cudaGraphExec_t exec;   // ready to be launched
+};
+
+// Calls of other threads that may not be made while something is recorded are none of ours.
+bool gpu_graph_begin(struct gpu_stream *self)
+{
+    assert(self != NULL);
+    if (self->message[0] != '\0') return false;
+    if (cudaStreamBeginCapture(self->handle, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
+        return true;
+    }
+    cudaGetLastError();
+    return false;
+}
+
+enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struct error *error)
+{
+    assert(self != NULL);
+    assert(out != NULL);
+    cudaGraph_t recorded = NULL;
+    enum status status = STATUS_INTERNAL;
+    struct gpu_graph *made = calloc(1, sizeof *made);
+    cudaError_t result = cudaStreamEndCapture(self->handle, &recorded);
+    if (made == NULL) {
+        status = error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a graph");
+        goto done;
+    }
+    made->card = self->card;
+    if (self->message[0] != '\0') {
+        error_set(error, status, "%s", self->message);
+        goto done;
+    }
+    if (result == cudaSuccess) result = cudaGraphInstantiate(&made->exec, recorded, 0);
+    if (result != cudaSuccess) {
+        gpu_cuda_fail(error, status, "no CUDA graph", result);
+        goto done;
+    }
+    *out = made;
+    made = NULL;
+    status = STATUS_OK;
+
+done:
+    if (recorded != NULL) cudaGraphDestroy(recorded);
+    if (status != STATUS_OK) cudaGetLastError();
+    self->message[0] = '\0';
+    free(made);
+    return status;
+}
+
+bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)
+{
+    assert(self != NULL);
+    assert(graph != NULL);
+    if (self->message[0] != '\0') return false;
+    if (cudaGraphLaunch(graph->exec, self->handle) == cudaSuccess) return true;
+    cudaGetLastError();
+    return false;
+}
+
+void gpu_graph_destroy(struct gpu_graph **graph_p)
+{
+    assert(graph_p != NULL);
+    struct gpu_graph *graph = *graph_p;
+    if (graph == NULL) return;
+    cudaSetDevice(graph->card->number);
+    cudaGraphExecDestroy(graph->exec);
+    free(graph);
+    *graph_p = NULL;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Steps
 
 void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {

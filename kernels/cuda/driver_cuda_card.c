@@ -302,6 +302,29 @@ enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, stru
     return STATUS_OK;
 }
 
+enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
+{
+    assert(self != NULL);
+    assert(out != NULL);
+    void *memory = NULL;
+    cudaError_t result = cudaSetDevice(self->number);
+    if (result == cudaSuccess) result = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);
+    if (result != cudaSuccess) {
+        cudaGetLastError();
+        return gpu_cuda_fail(error, STATUS_RESOURCE_EXHAUSTED, "no pinned memory", result);
+    }
+    *out = memory;
+    return STATUS_OK;
+}
+
+void gpu_unpin(struct gpu_card *self, void *memory)
+{
+    assert(self != NULL);
+    if (memory == NULL) return;
+    cudaSetDevice(self->number);
+    cudaFreeHost(memory);
+}
+
 // The first upload makes it, so that a device that holds nothing pins nothing.
 static cudaError_t open_staging(struct staging *self)
 {

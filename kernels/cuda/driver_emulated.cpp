@@ -10,7 +10,9 @@
 // folder $LUNA_EMULATION_FAULTS:
 //
 //     hog      so many bytes of the device are held by somebody else
+//     graph    so many calls on, gpu_graph_begin, its end or a launch fails, once
 //     refuse   the next allocation of at least so many bytes fails, once
+//     stall    allocations of at least so many bytes wait until the file is gone
 //     break    the next launch fails for good, once
 //     pace     every launch takes so many microseconds more
 
@@ -19,13 +21,16 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cassert>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernels/emulation/emulation.h"
 
-#include "kernels/cuda/driver.h"
+#include "kernels/cuda/driver_emulated.h"
 
 struct gpu_card {
     struct gpu_facts facts;
@@ -35,9 +40,15 @@ struct gpu_card {
 struct gpu_stream {
     struct gpu_signals *signals;
     bool has_failed;
-    char message[1024];    // why
-    uint64_t *times;       // of the run's begin and its steps' ends; NULL: not kept
-    uint32_t times_count;  // steps that ended
+    char message[1024];           // why
+    uint64_t *times;              // of the run's begin and its steps' ends; NULL: not kept
+    uint32_t times_count;         // steps that ended
+    struct gpu_graph *recording;  // NULL: what is enqueued is done
+};
+
+// What is done again, in order.
+struct gpu_graph {
+    std::vector<std::function<void()>> calls;
 };
 
 namespace
@@ -119,6 +130,16 @@ bool take_fault(const char *name)
     return unlink(path) == 0;
 }
 
+void write_fault(const char *name, uint64_t number)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", getenv("LUNA_EMULATION_FAULTS"), name);
+    FILE *file = fopen(path, "we");
+    if (file == nullptr) return;
+    fprintf(file, "%llu", static_cast<unsigned long long>(number));
+    fclose(file);
+}
+
 uint64_t free_bytes()
 {
     uint64_t held = 0;
@@ -126,6 +147,13 @@ uint64_t free_bytes()
     held += device().allocated_bytes;
     uint64_t total = emulation::settings().device_bytes;
     return held < total ? total - held : 0;
+}
+
+// A driver may take its time for memory; what runs goes on meanwhile.
+void stall(uint64_t bytes)
+{
+    uint64_t stalled = 0;
+    while (read_fault("stall", &stalled) && bytes >= stalled) usleep(1000);
 }
 
 uint64_t now_ns()
@@ -173,9 +201,23 @@ void set_failure(struct gpu_stream *stream, const char *what, const char *why)
     device().is_broken = true;
 }
 
+// True when a fault was arranged for this call about graphs.
+bool graphs_fail()
+{
+    uint64_t number = 0;
+    if (!read_fault("graph", &number) || !take_fault("graph")) return false;
+    if (number <= 1) return true;
+    write_fault("graph", number - 1);
+    return false;
+}
+
 // Copies between host and device memory, which is open only meanwhile.
 void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gpu_plane plane)
 {
+    if (stream->recording != nullptr) {
+        stream->recording->calls.push_back([=] { copy_plane(stream, to, from, plane); });
+        return;
+    }
     guard held;
     if (stream->has_failed || device().is_broken || is_cancelled(stream)) return;
     emulation::open_memory();
@@ -186,7 +228,43 @@ void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gp
     emulation::shut_memory();
 }
 
+bool fits(uint64_t bytes)
+{
+    uint64_t refused = 0;
+    bool is_refused = read_fault("refuse", &refused) && bytes >= refused && take_fault("refuse");
+    return !is_refused && bytes <= free_bytes();
+}
+
+enum status fail_to_fit(uint64_t bytes, struct error *error)
+{
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                     "no device memory for %llu bytes beside the %llu in use",
+                     static_cast<unsigned long long>(bytes),
+                     static_cast<unsigned long long>(device().allocated_bytes));
+}
+
+void count_taken(struct gpu_card *card, uint64_t bytes)
+{
+    card->used_bytes += bytes;
+    device().allocated_bytes += bytes;
+}
+
 }  // namespace
+
+enum status gpu_emulated_take(struct gpu_card *self, uint64_t bytes, struct error *error)
+{
+    guard held;
+    if (device().is_broken) return fail_broken(error);
+    if (!fits(bytes)) return fail_to_fit(bytes, error);
+    count_taken(self, bytes);
+    return STATUS_OK;
+}
+
+void gpu_emulated_give(struct gpu_card *self, uint64_t bytes)
+{
+    self->used_bytes -= bytes;
+    device().allocated_bytes -= bytes;
+}
 
 extern "C" {
 
@@ -258,21 +336,13 @@ enum status gpu_read_memory(struct gpu_card *self, struct gpu_memory *out, struc
 
 enum status gpu_allocate(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
 {
+    stall(bytes);
     guard held;
     if (device().is_broken) return fail_broken(error);
-    uint64_t refused = 0;
-    bool is_refused = read_fault("refuse", &refused) && bytes >= refused && take_fault("refuse");
-    bool fits = !is_refused && bytes <= free_bytes();
-    void *memory = fits ? emulation::allocate(bytes) : nullptr;
-    if (memory == nullptr) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED,
-                         "no device memory for %llu bytes beside the %llu in use",
-                         static_cast<unsigned long long>(bytes),
-                         static_cast<unsigned long long>(emulation::allocated_bytes()));
-    }
+    void *memory = fits(bytes) ? emulation::allocate(bytes) : nullptr;
+    if (memory == nullptr) return fail_to_fit(bytes, error);
     *out = memory;
-    self->used_bytes += bytes;
-    device().allocated_bytes += bytes;
+    count_taken(self, bytes);
     return STATUS_OK;
 }
 
@@ -350,6 +420,10 @@ void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gp
 
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
 {
+    if (self->recording != nullptr) {
+        self->recording->calls.push_back([=] { gpu_zero(self, to, bytes); });
+        return;
+    }
     guard held;
     if (self->has_failed || device().is_broken || is_cancelled(self)) return;
     emulation::open_memory();
@@ -357,8 +431,71 @@ void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
     emulation::shut_memory();
 }
 
+enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
+{
+    static_cast<void>(self);
+    void *memory = malloc(bytes);
+    if (memory == nullptr) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory to pin");
+    *out = memory;
+    return STATUS_OK;
+}
+
+void gpu_unpin(struct gpu_card *self, void *memory)
+{
+    static_cast<void>(self);
+    free(memory);
+}
+
+bool gpu_graph_begin(struct gpu_stream *self)
+{
+    assert(self->recording == nullptr);
+    if (graphs_fail()) return false;
+    self->recording = new gpu_graph;
+    return true;
+}
+
+enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struct error *error)
+{
+    assert(self->recording != nullptr);
+    struct gpu_graph *made = self->recording;
+    self->recording = nullptr;
+    if (graphs_fail()) {
+        gpu_graph_destroy(&made);
+        return error_set(error, STATUS_INTERNAL, "this graph was to fail");
+    }
+    *out = made;
+    return STATUS_OK;
+}
+
+bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)
+{
+    assert(self->recording == nullptr);
+    if (graphs_fail()) return false;
+    for (const auto &call : graph->calls) call();
+    return true;
+}
+
+void gpu_graph_destroy(struct gpu_graph **graph_p)
+{
+    delete *graph_p;
+    *graph_p = nullptr;
+}
+
+bool gpu_stream_is_recording(const struct gpu_stream *self)
+{
+    return self->recording != nullptr;
+}
+
+void gpu_stream_record(struct gpu_stream *self, void (*launch)(void *context),
+                       void (*drop)(void *context), void *context)
+{
+    std::shared_ptr<void> kept(context, drop);
+    self->recording->calls.push_back([=] { launch(kept.get()); });
+}
+
 void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {
+    assert(self->recording == nullptr);
     if (self->times == nullptr || step != self->times_count || step == GPU_TIMES_MAX) return;
     self->times_count += 1;
     self->times[self->times_count] = now_ns();

@@ -90,6 +90,14 @@ template <class... P, class... A>
 void launch(struct gpu_stream *stream, const char *name, void (*kernel)(P...), dim3 grid,
             dim3 block, size_t shared_bytes, A... values)
 {
+    if (gpu_stream_is_recording(stream)) {
+        auto again = [=] { launch(stream, name, kernel, grid, block, shared_bytes, values...); };
+        using closure = decltype(again);
+        gpu_stream_record(
+            stream, [](void *context) { (*static_cast<closure *>(context))(); },
+            [](void *context) { delete static_cast<closure *>(context); }, new closure(again));
+        return;
+    }
     if (!gpu_stream_begin_launch(stream)) return;
     bool good = emulation::launch(name, kernel, grid, block, shared_bytes, values...);
     gpu_stream_end_launch(stream, name, good ? NULL : emulation::report());

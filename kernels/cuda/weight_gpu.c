@@ -138,6 +138,12 @@ static void fill(void *context, void *to, uint64_t first, uint64_t count)
     }
 }
 
+uint64_t gpu_weight_plan(const struct device *device, const struct weight_source *source)
+{
+    assert(device != NULL);
+    return layout_of((const struct gpu_device *)device, source).bytes;
+}
+
 enum status gpu_weight_create(struct weight **out, struct device *device,
                               const struct weight_source *source, struct error *error)
 {

@@ -17,7 +17,8 @@
 struct reference_lane {
     struct lane base;           // what every lane has
     struct host_arena arena;    // of the running program
-    enum status status;         // how the last run ended
+    enum status status;         // how the last run or growth ended
+    const char *why;            // it failed
     _Atomic bool is_cancelled;  // asked to stop since the run began
     _Atomic uint64_t progress;  // items done since the lane was made
     _Atomic uint32_t marks;     // passed by the running or last program
@@ -77,12 +78,20 @@ static enum status lane_create_reference(struct lane **out, struct device *devic
     return STATUS_OK;
 }
 
-static enum status lane_reserve_reference(struct lane *lane, uint64_t bytes, struct error *error)
+static void tell_end(const struct reference_lane *self)
+{
+    uint64_t one = 1;
+    ssize_t written = write(self->base.descriptor, &one, sizeof one);
+    assert(written == sizeof one);
+}
+
+static void lane_grow_reference(struct lane *lane, uint64_t bytes)
 {
     struct reference_lane *self = (struct reference_lane *)lane;
-    enum status status = host_arena_grow(&self->arena, bytes, error);
+    self->status = host_arena_grow(&self->arena, bytes, NULL);
+    self->why = "no memory for an arena";
     self->base.arena_bytes = self->arena.bytes;
-    return status;
+    tell_end(self);
 }
 
 static void lane_release_reference(struct lane *lane)
@@ -118,6 +127,7 @@ static void lane_run_reference(struct lane *lane, const struct program *program,
     atomic_store(&self->is_cancelled, false);
     atomic_store(&self->marks, 0);
     self->status = STATUS_OK;
+    self->why = "no memory for scratch";
     for (uint32_t i = 0; i < program->operations_count && self->status == STATUS_OK; i++) {
         const struct operation *op = &program->operations[i];
         struct cpu_launch launches[CPU_LAUNCHES_MAX];
@@ -127,9 +137,7 @@ static void lane_run_reference(struct lane *lane, const struct program *program,
         }
         if (op->kind == OPERATION_MARK) atomic_fetch_add(&self->marks, 1);
     }
-    uint64_t one = 1;
-    ssize_t written = write(self->base.descriptor, &one, sizeof one);
-    assert(written == sizeof one);
+    tell_end(self);
 }
 
 static enum status lane_collect_reference(struct lane *lane, struct error *error)
@@ -142,7 +150,7 @@ static enum status lane_collect_reference(struct lane *lane, struct error *error
     if (self->status == STATUS_CANCELLED) {
         return error_set(error, self->status, "the run was cancelled");
     }
-    if (self->status != STATUS_OK) return error_set(error, self->status, "no memory for scratch");
+    if (self->status != STATUS_OK) return error_set(error, self->status, "%s", self->why);
     return STATUS_OK;
 }
 
@@ -173,11 +181,12 @@ static const struct device_class reference_class = {
     .name = "reference",
     .statistics_bytes = reference_statistics_bytes,
     .workspace_bytes = reference_workspace_bytes,
+    .weight_plan = reference_weight_plan,
     .weight_create = reference_weight_create,
     .weight_destroy = reference_weight_destroy,
     .lane_create = lane_create_reference,
     .lane_destroy = lane_destroy_reference,
-    .lane_reserve = lane_reserve_reference,
+    .lane_grow = lane_grow_reference,
     .lane_release = lane_release_reference,
     .lane_run = lane_run_reference,
     .lane_collect = lane_collect_reference,

@@ -31,7 +31,8 @@ uint64_t reference_statistics_bytes(const struct device *device, uint32_t n, uin
 // Thread:    any.
 uint64_t reference_workspace_bytes(const struct device *device, const struct operation *op);
 
-// See weight_create and weight_destroy of kernels.h.
+// See weight_plan, weight_create and weight_destroy of kernels.h.
+uint64_t reference_weight_plan(const struct device *device, const struct weight_source *source);
 enum status reference_weight_create(struct weight **out, struct device *device,
                                     const struct weight_source *source, struct error *error);
 void reference_weight_destroy(struct weight *weight);

@@ -5,16 +5,29 @@
 
 #include "kernels/reference/reference.h"
 
+// Elements of one part.
+static uint64_t part_of(const struct weight_source *source)
+{
+    uint64_t part = 1;
+    uint32_t dims = source->form == WEIGHT_VECTOR ? 1 : source->form == WEIGHT_CONVOLUTION ? 4 : 2;
+    for (uint32_t i = 0; i < dims; i++) part *= source->dims[i];
+    return part;
+}
+
+uint64_t reference_weight_plan(const struct device *device, const struct weight_source *source)
+{
+    (void)device;
+    return part_of(source) * source->parts_count * sizeof(float);
+}
+
 enum status reference_weight_create(struct weight **out, struct device *device,
                                     const struct weight_source *source, struct error *error)
 {
     assert(out != NULL);
     assert(device != NULL);
     enum status status = STATUS_RESOURCE_EXHAUSTED;
-    uint64_t part = 1;  // elements of one
-    uint32_t dims = source->form == WEIGHT_VECTOR ? 1 : source->form == WEIGHT_CONVOLUTION ? 4 : 2;
-    for (uint32_t i = 0; i < dims; i++) part *= source->dims[i];
-    uint64_t bytes = part * source->parts_count * sizeof(float);
+    uint64_t part = part_of(source);
+    uint64_t bytes = reference_weight_plan(device, source);
     struct reference_weight *self = calloc(1, sizeof *self);
     if (self != NULL) self->data = malloc(bytes);
     if (self == NULL || self->data == NULL) {

@@ -32,7 +32,7 @@ struct text_network {
     struct weight *final_gamma;            // [W]
     struct weight *final_beta;             // [W]
     struct weight *projection;             // [P, W]; NULL when there is none
-    struct pages projection_copy;          // of a tensor that the file holds transposed
+    struct pages projection_copy;          // of a tensor that a file holds transposed
     struct weight **weights;               // all of the above, to destroy them
     uint32_t weights_count, weights_room;  // of that list
     uint64_t bytes;                        // of memory: tensors that are read in place, and copies
@@ -47,6 +47,13 @@ enum status text_network_create(struct text_network **out, struct device *device
                                 struct tensor_table *tensors, const struct clip_config *config,
                                 bool want_projection, struct error *error);
 void text_network_destroy(struct text_network **self_p);
+
+// What text_network_create is going to hold, exactly; no tensor is read.
+// Errors:    as text_network_create.
+// Thread:    any.
+enum status text_network_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                              const struct clip_config *config, bool want_projection,
+                              struct error *error);
 
 // Makes a variant of an encoder, with other values for some of its tensors: a weight that has one
 // of them is its own, the others are the base's. Ownership: the caller owns *out, keeps the base as

@@ -26,6 +26,7 @@ struct loader {
     struct error *error;
     enum status status;                  // the first error, or OK
     const struct tensor_table *touched;  // of a variant: tensors that differ from the base's
+    bool is_plan;                        // weights are not made, what they would hold is counted
 };
 
 static void format_name(char out[NAME_BYTES], const char *format, ...)
@@ -81,12 +82,13 @@ static const void *straight_data(struct loader *self, const struct tensor *tenso
                                  "tensor \"%s\" is transposed", tensor->name);
         return NULL;
     }
+    if (!device_has_memory(self->device)) self->network->bytes += pages_round(tensor->bytes);
+    if (self->is_plan) return tensor->data;
     self->status = transpose(tensor, copy, self->error);
     if (self->status != STATUS_OK) {
         error_prefix(self->error, "tensor \"%s\"", tensor->name);
         return NULL;
     }
-    self->network->bytes += copy->bytes;
     return copy->data;
 }
 
@@ -140,6 +142,12 @@ static struct weight *create(struct loader *self, const struct weight_source *so
 {
     if (self->status != STATUS_OK) return NULL;
     struct text_network *network = self->network;
+    if (self->is_plan) {
+        uint64_t bytes = 0;
+        self->status = weight_plan(self->device, source, &bytes, self->error);
+        network->bytes += bytes;
+        return NULL;
+    }
     assert(network->weights_count < network->weights_room);
     struct weight *weight = NULL;
     self->status = weight_create(&weight, self->device, source, self->error);
@@ -262,6 +270,8 @@ static void load_all(struct loader *self, bool want_projection)
         network->projection =
             load_matrix(self, config->projection, config->width, "text_projection.weight");
     }
+    // A device with memory of its own has read it.
+    if (device_has_memory(self->device)) pages_release(&network->projection_copy);
 }
 
 // Loads all weights, from the tensors or, with touched, as a variant of a base.
@@ -294,6 +304,17 @@ done:
     return status;
 }
 
+static enum status check_config(const struct clip_config *config, struct error *error)
+{
+    if (config->layers > 0 && config->heads > 0 && config->width == config->heads * 64 &&
+        config->tokens >= 3) {
+        return STATUS_OK;
+    }
+    return error_set(error, STATUS_INVALID_ARGUMENT,
+                     "an encoder of %u layers, width %u, %u heads, %u tokens does not work",
+                     config->layers, config->width, config->heads, config->tokens);
+}
+
 enum status text_network_create(struct text_network **out, struct device *device,
                                 struct tensor_table *tensors, const struct clip_config *config,
                                 bool want_projection, struct error *error)
@@ -301,14 +322,28 @@ enum status text_network_create(struct text_network **out, struct device *device
     assert(out != NULL);
     assert(device != NULL);
     assert(tensors != NULL);
-    if (config->layers == 0 || config->heads == 0 || config->width != config->heads * 64 ||
-        config->tokens < 3) {
-        return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "an encoder of %u layers, width %u, %u heads, %u tokens does not work",
-                         config->layers, config->width, config->heads, config->tokens);
-    }
+    enum status status = check_config(config, error);
+    if (status != STATUS_OK) return status;
     return load_network(out, (struct text_network){.config = *config, .tensors = tensors},
                         (struct loader){.device = device, .error = error}, want_projection);
+}
+
+enum status text_network_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                              const struct clip_config *config, bool want_projection,
+                              struct error *error)
+{
+    assert(out != NULL);
+    assert(device != NULL);
+    assert(tensors != NULL);
+    struct text_network *network = NULL;
+    enum status status = check_config(config, error);
+    if (status != STATUS_OK) return status;
+    status = load_network(&network, (struct text_network){.config = *config, .tensors = tensors},
+                          (struct loader){.device = device, .error = error, .is_plan = true},
+                          want_projection);
+    if (status == STATUS_OK) *out = network->bytes;
+    text_network_destroy(&network);
+    return status;
 }
 
 enum status text_network_vary(struct text_network **out, const struct text_network *base,

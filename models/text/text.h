@@ -55,6 +55,11 @@ void text_model_destroy(struct text_model **self_p);
 // As vae_bytes.
 uint64_t text_model_bytes(const struct text_model *self);
 
+// As vae_weights_plan.
+enum status text_model_plan(uint64_t *out, struct device *device,
+                            struct tensor_table *const tensors[MODEL_PART_COUNT],
+                            const struct model_description *description, struct error *error);
+
 struct text_job;
 
 // Tokenises a request. As in ComfyUI a clip skip beyond an encoder's layers is its last layer with

@@ -46,9 +46,10 @@ const char *text_part_key(enum model_part part)
     return keys[part];
 }
 
+// Loads them, or only counts in planned_bytes (may be NULL) what they would hold.
 static enum status load_networks(struct text_model *self,
                                  struct tensor_table *const tensors[MODEL_PART_COUNT],
-                                 struct error *error)
+                                 uint64_t *planned_bytes, struct error *error)
 {
     enum model_part parts[MODEL_PART_COUNT];
     enum text_kind kind = self->description.text;
@@ -65,12 +66,18 @@ static enum status load_networks(struct text_model *self,
         }
         // SD1's pooled output is not projected, whatever the file holds.
         bool project = kind != TEXT_SD1 && part == text_pooled_part(kind);
-        enum status status = text_network_create(&self->networks[part], self->device, tensors[part],
-                                                 &self->description.clip[part], project, error);
+        const struct clip_config *config = &self->description.clip[part];
+        uint64_t bytes = 0;
+        enum status status =
+            planned_bytes != NULL
+                ? text_network_plan(&bytes, self->device, tensors[part], config, project, error)
+                : text_network_create(&self->networks[part], self->device, tensors[part], config,
+                                      project, error);
         if (status != STATUS_OK) {
             error_prefix(error, "%s", text_part_key(part));
             return status;
         }
+        if (planned_bytes != NULL) *planned_bytes += bytes;
     }
     return STATUS_OK;
 }
@@ -88,12 +95,26 @@ enum status text_model_create(struct text_model **out, struct device *device,
     self->device = device;
     self->description = *description;
     self->embeddings = embeddings;
-    enum status status = load_networks(self, tensors, error);
+    enum status status = load_networks(self, tensors, NULL, error);
     if (status == STATUS_OK) {
         *out = self;
         self = NULL;
     }
     text_model_destroy(&self);
+    return status;
+}
+
+enum status text_model_plan(uint64_t *out, struct device *device,
+                            struct tensor_table *const tensors[MODEL_PART_COUNT],
+                            const struct model_description *description, struct error *error)
+{
+    assert(out != NULL);
+    assert(device != NULL);
+    assert(description != NULL);
+    struct text_model model = {.device = device, .description = *description};
+    uint64_t bytes = 0;
+    enum status status = load_networks(&model, tensors, &bytes, error);
+    if (status == STATUS_OK) *out = bytes;
     return status;
 }
 

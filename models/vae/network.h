@@ -77,6 +77,12 @@ struct network {
 enum status network_load(struct network *self, struct device *device, struct tensor_table *tensors,
                          const struct vae_config *config, struct error *error);
 
+// What network_load is going to hold, network.bytes, exactly; no tensor is read.
+// Errors:    INVALID_ARGUMENT as network_load.
+// Thread:    any.
+enum status network_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                         const struct vae_config *config, struct error *error);
+
 // Gives the weights back; nothing is left to be done after a failed load, or for all zeros.
 // Thread:    any.
 void network_clear(struct network *self);

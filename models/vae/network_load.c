@@ -21,6 +21,7 @@ struct loader {
     struct network *network;
     struct error *error;
     enum status status;  // the first error, or OK
+    bool is_plan;        // weights are not made, what they would hold is counted
 };
 
 static void format_name(char out[NAME_BYTES], const char *format, ...)
@@ -102,10 +103,22 @@ static bool make_room(struct network *self)
     return true;
 }
 
+static void count(struct loader *self, const struct weight_source *source, const char *name)
+{
+    uint64_t bytes = 0;
+    self->status = weight_plan(self->network->device, source, &bytes, self->error);
+    if (self->status != STATUS_OK) error_prefix(self->error, "tensor \"%s\"", name);
+    self->network->bytes += bytes;
+}
+
 static const struct weight *create(struct loader *self, const struct weight_source *source,
                                    const char *name)
 {
     if (self->status != STATUS_OK) return NULL;
+    if (self->is_plan) {
+        count(self, source, name);
+        return NULL;
+    }
     struct network *network = self->network;
     if (!make_room(network)) {
         self->status = error_set(self->error, STATUS_RESOURCE_EXHAUSTED,
@@ -306,22 +319,37 @@ static enum status check_config(const struct vae_config *config, struct error *e
     return status;
 }
 
+static enum status load(struct network *self, struct loader loader)
+{
+    const struct vae_config *config = &self->config;
+    assert(self->device != NULL);
+    assert(self->tensors != NULL);
+    loader.network = self;
+    loader.status = check_config(config, loader.error);
+    if (loader.status == STATUS_OK && config->encoder) load_encoder(&loader);
+    if (loader.status == STATUS_OK && config->decoder) load_decoder(&loader);
+    return loader.status;
+}
+
 enum status network_load(struct network *self, struct device *device, struct tensor_table *tensors,
                          const struct vae_config *config, struct error *error)
 {
-    assert(device != NULL);
-    assert(tensors != NULL);
     assert(self->weights == NULL);
-
-    enum status status = check_config(config, error);
-    if (status != STATUS_OK) return status;
     self->config = *config;
     self->device = device;
     self->tensors = tensor_table_share(tensors);
-    struct loader loader = {.network = self, .error = error, .status = STATUS_OK};
-    if (config->encoder) load_encoder(&loader);
-    if (config->decoder) load_decoder(&loader);
-    return loader.status;
+    return load(self, (struct loader){.error = error});
+}
+
+enum status network_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                         const struct vae_config *config, struct error *error)
+{
+    assert(out != NULL);
+    struct network network = {.config = *config, .device = device, .tensors = tensors};
+    enum status status = load(&network, (struct loader){.error = error, .is_plan = true});
+    assert(network.weights == NULL);
+    if (status == STATUS_OK) *out = network.bytes;
+    return status;
 }
 
 void network_clear(struct network *self)

@@ -28,6 +28,15 @@ done:
     return status;
 }
 
+enum status vae_weights_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                             const struct vae_config *config, struct error *error)
+{
+    assert(device != NULL);
+    assert(tensors != NULL);
+    assert(config != NULL);
+    return network_plan(out, device, tensors, config, error);
+}
+
 void vae_destroy(struct vae **self_p)
 {
     assert(self_p != NULL);

@@ -59,6 +59,13 @@ struct vae;
 enum status vae_create(struct vae **out, struct device *device, struct tensor_table *tensors,
                        const struct vae_config *config, struct error *error);
 
+// What vae_create is going to hold, vae_bytes of its result, exactly: from shapes and types, no
+// tensor is read.
+// Errors:    INVALID_ARGUMENT as vae_create.
+// Thread:    any.
+enum status vae_weights_plan(uint64_t *out, struct device *device, struct tensor_table *tensors,
+                             const struct vae_config *config, struct error *error);
+
 // Frees the weights; no program of it runs any more. NULL is allowed.
 // Thread:    any.
 void vae_destroy(struct vae **self_p);

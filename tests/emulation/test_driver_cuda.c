@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cuda/driver.h"
+#include "kernels/cuda/driver_loan.h"
 #include "tests/test.h"
 
 #define CARD_BYTES (UINT64_C(1) << 30)
@@ -18,6 +18,12 @@ struct copy {
     void *to;          //
     const void *from;  // NULL: zeros
     uint64_t bytes;    //
+};
+
+// What was captured, and what was made of it.
+struct graph {
+    struct copy copies[COPIES_MAX];
+    uint32_t count;
 };
 
 // An event: how many of all copies had been asked for when it was recorded. A stream is none.
@@ -37,6 +43,9 @@ static struct runtime {
     cudaError_t sticky;        // of a broken device
     cudaError_t last;          // what cudaGetLastError takes back
     int cards, driver;         // that there are; its version
+    struct graph *capturing;   // copies go into it; NULL: they are asked for
+    bool is_broken_capture;    // a call failed meanwhile
+    uint32_t graphs;           // that exist, of both kinds
     struct copy copies[COPIES_MAX];
     uint64_t copies_asked, copies_done;
     uint64_t records;
@@ -51,6 +60,7 @@ static void reset(void)
     fake.cards = 2;
     fake.driver = 13000;
     fake.copies_asked = fake.copies_done = 0;
+    fake.capturing = NULL;
     memset(fake.objects, 0, sizeof fake.objects);
 }
 
@@ -83,7 +93,14 @@ static void copy_until(uint64_t count)
 static cudaError_t ask_copy(void *to, const void *from, uint64_t bytes)
 {
     cudaError_t result = begin();
+    struct graph *graph = fake.capturing;
+    if (graph != NULL && result != cudaSuccess) fake.is_broken_capture = true;
     if (result != cudaSuccess) return result;
+    if (graph != NULL) {
+        assert_true(graph->count < COPIES_MAX);
+        graph->copies[graph->count++] = (struct copy){to, from, bytes};
+        return cudaSuccess;
+    }
     assert_true(fake.copies_asked - fake.copies_done < COPIES_MAX);
     fake.copies[fake.copies_asked++ % COPIES_MAX] = (struct copy){to, from, bytes};
     return cudaSuccess;
@@ -216,15 +233,19 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
     assert_int_equal(flags, cudaHostAllocDefault);
     cudaError_t result = begin();
     if (result != cudaSuccess) return result;
-    *out = malloc(bytes);
+    uint64_t *memory = malloc(bytes + 16);
+    assert_non_null(memory);
+    memory[0] = bytes;
+    *out = memory + 2;
     fake.host_bytes += bytes;
     return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *memory)
 {
-    free(memory);
-    fake.host_bytes = 0;
+    uint64_t *start = (uint64_t *)memory - 2;
+    fake.host_bytes -= start[0];
+    free(start);
     return cudaSuccess;
 }
 
@@ -232,6 +253,22 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
 {
     assert_int_equal(flags, cudaStreamNonBlocking);
     return make((void **)out);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    assert_null(stream);  // of a lane an event is waited for, asleep
+    cudaError_t result = begin();
+    if (result == cudaSuccess) copy_until(fake.copies_asked);
+    return result;
+}
+
+// A handle holds the address.
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *memory)
+{
+    memset(out, 0, sizeof *out);
+    memcpy(out->reserved, &memory, sizeof memory);
+    return begin();
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
@@ -255,6 +292,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     (void)stream;
+    assert_null(fake.capturing);
     cudaError_t result = begin();
     struct object *self = (struct object *)event;
     self->copies = fake.copies_asked;
@@ -278,7 +316,7 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    (void)kind;
+    assert_true(kind == cudaMemcpyDefault || kind == cudaMemcpyHostToDevice);
     (void)stream;
     return ask_copy(to, from, bytes);
 }
@@ -287,7 +325,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
                               size_t width, size_t rows, enum cudaMemcpyKind kind,
                               cudaStream_t stream)
 {
-    (void)kind;
+    assert_int_equal(kind, cudaMemcpyDefault);  // a slot may be a loan's
     (void)stream;
     cudaError_t result = cudaSuccess;
     for (size_t row = 0; row < rows && result == cudaSuccess; row++) {
@@ -302,6 +340,80 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
     (void)stream;
     assert_int_equal(value, 0);
     return ask_copy(to, NULL, bytes);
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
+{
+    assert_non_null(stream);
+    assert_int_equal(mode, cudaStreamCaptureModeThreadLocal);
+    assert_null(fake.capturing);
+    cudaError_t result = begin();
+    if (result != cudaSuccess) return result;
+    fake.capturing = calloc(1, sizeof *fake.capturing);
+    fake.is_broken_capture = false;
+    assert_non_null(fake.capturing);
+    return cudaSuccess;
+}
+
+// A capture in which a call failed gives no graph, and is over.
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
+{
+    assert_non_null(stream);
+    assert_non_null(fake.capturing);
+    cudaError_t result = begin();
+    struct graph *made = fake.capturing;
+    fake.capturing = NULL;
+    *out = NULL;
+    if (result == cudaSuccess && fake.is_broken_capture) {
+        result = fake.last = cudaErrorStreamCaptureInvalidated;
+    }
+    if (result != cudaSuccess) {
+        free(made);
+        return result;
+    }
+    fake.graphs += 1;
+    *out = (cudaGraph_t)(void *)made;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags)
+{
+    assert_int_equal(flags, 0);
+    cudaError_t result = begin();
+    if (result != cudaSuccess) return result;
+    struct graph *copy = malloc(sizeof *copy);
+    assert_non_null(copy);
+    memcpy(copy, (void *)graph, sizeof *copy);
+    fake.graphs += 1;
+    *out = (cudaGraphExec_t)(void *)copy;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    fake.graphs -= 1;
+    free(graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    fake.graphs -= 1;
+    free(exec);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    assert_non_null(stream);
+    assert_null(fake.capturing);
+    cudaError_t result = begin();
+    const struct graph *graph = (const struct graph *)(const void *)exec;
+    for (uint32_t i = 0; i < graph->count && result == cudaSuccess; i++) {
+        fake.copies[fake.copies_asked++ % COPIES_MAX] = graph->copies[i];
+        assert_true(fake.copies_asked - fake.copies_done <= COPIES_MAX);
+    }
+    return result;
 }
 
 // ---- the tests
@@ -411,6 +523,50 @@ static void an_upload_of_several_pieces_arrives_whole(void **state)
     assert_int_equal(live_objects(), 0);
 }
 
+static void a_loan_is_zeroed_counted_and_has_a_handle(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_memory told;
+    uint8_t handle[GPU_HANDLE_BYTES] = {0};
+    void *loan = NULL;
+    void *named = NULL;
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, NULL), STATUS_OK);
+    memcpy(&named, handle, sizeof named);
+    assert_ptr_equal(named, loan);
+    const uint8_t *bytes = loan;
+    uint32_t set = 0;
+    for (uint32_t i = 0; i < 2u << 20; i++) set |= bytes[i];
+    assert_int_equal(set, 0);
+    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_OK);
+    assert_int_equal(told.used_bytes, 2u << 20);
+    gpu_take_back(card, loan, 2u << 20, handle);
+    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_OK);
+    assert_int_equal(told.used_bytes, 0);
+    gpu_close(&card);
+    assert_int_equal(fake.allocated_bytes, 0);
+}
+
+static void a_system_that_cannot_share_is_no_broken_device(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct error error;
+    uint8_t handle[GPU_HANDLE_BYTES] = {0};
+    void *loan = NULL;
+    fake.fail_at = fake.calls + 3;  // behind cudaSetDevice and cudaMalloc
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, &error), STATUS_UNIMPLEMENTED);
+    assert_non_null(strstr(error.message, "cudaIpcGetMemHandle"));
+    assert_int_equal(fake.last, cudaSuccess);  // taken back
+    assert_null(loan);
+    assert_int_equal(gpu_lend(card, CARD_BYTES * 2, &loan, handle, &error),
+                     STATUS_RESOURCE_EXHAUSTED);
+    fake.sticky = cudaErrorIllegalAddress;
+    assert_int_equal(gpu_lend(card, 2u << 20, &loan, handle, &error), STATUS_UNAVAILABLE);
+    gpu_close(&card);
+    assert_int_equal(fake.allocated_bytes, 0);
+}
+
 // A run of a few steps and its times; returns how it ended.
 static enum status run(struct gpu_stream *stream, void *memory, char *host)
 {
@@ -477,6 +633,107 @@ static void a_failure_that_stays_means_that_the_device_is_broken(void **state)
     gpu_close(&card);
 }
 
+// Takes four bytes in, doubled by a second copy, and out again, as a graph if it can be had.
+// Returns how it ended.
+static enum status run_graph(struct gpu_stream *stream, void *memory, char *host, bool *is_graph)
+{
+    const struct gpu_plane line = {.width = 4, .rows = 1};
+    struct gpu_graph *graph = NULL;
+    gpu_stream_reset(stream);
+    *is_graph = gpu_graph_begin(stream);
+    if (*is_graph) {
+        gpu_zero(stream, memory, 16);
+        gpu_copy_in(stream, memory, host, line);
+        gpu_copy_out(stream, host + 8, memory, line);
+        *is_graph = gpu_graph_end(stream, &graph, NULL) == STATUS_OK;
+    }
+    assert_null(fake.capturing);
+    *is_graph = *is_graph && gpu_graph_launch(stream, graph);
+    if (!*is_graph) {
+        gpu_zero(stream, memory, 16);
+        gpu_copy_in(stream, memory, host, line);
+        gpu_copy_out(stream, host + 8, memory, line);
+    }
+    enum status status = gpu_stream_wait(stream, NULL);
+    gpu_graph_destroy(&graph);
+    assert_null(graph);
+    return status;
+}
+
+static void a_graph_does_when_launched_what_was_recorded(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    struct gpu_signals signals = {.is_cancelled = 0};
+    struct gpu_stream *stream = NULL;
+    struct gpu_graph *graph = NULL;
+    const struct gpu_plane line = {.width = 4, .rows = 1};
+    void *memory = NULL;
+    void *pinned = NULL;
+    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
+    assert_int_equal(gpu_pin(card, 16, &pinned, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    char *host = pinned;
+    memcpy(host, "abcd----EFGH----", 16);
+    gpu_stream_reset(stream);
+    assert_true(gpu_graph_begin(stream));
+    gpu_copy_in(stream, memory, host, line);
+    gpu_copy_out(stream, host + 8, memory, line);
+    assert_int_equal(gpu_graph_end(stream, &graph, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_wait(stream, NULL), STATUS_OK);
+    assert_memory_equal(host + 8, "EFGH", 4);  // nothing was done
+    for (int i = 0; i < 3; i++) {
+        host[0] = (char)('a' + i);
+        gpu_stream_reset(stream);
+        assert_true(gpu_graph_launch(stream, graph));
+        assert_int_equal(gpu_stream_wait(stream, NULL), STATUS_OK);
+        assert_memory_equal(host + 8, host, 4);
+    }
+    gpu_graph_destroy(&graph);
+    gpu_stream_destroy(&stream);
+    gpu_unpin(card, pinned);
+    gpu_free(card, memory, 16);
+    gpu_close(&card);
+    assert_int_equal(fake.graphs, 0);
+    assert_int_equal(live_objects(), 0);
+    assert_int_equal(fake.host_bytes, 0);
+}
+
+// Every call about graphs failing once: the same bytes by plain calls, and a stream that works.
+static void a_graph_that_fails_anywhere_leaves_a_stream_that_works(void **state)
+{
+    (void)state;
+    uint32_t without = 0;
+    bool is_graph = false;
+    for (uint64_t number = 1; number < 100; number++) {
+        struct gpu_card *card = open_card();
+        struct gpu_signals signals = {.is_cancelled = 0};
+        struct gpu_stream *stream = NULL;
+        char host[16] = "wxyz";
+        void *memory = NULL;
+        assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
+        assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+        uint64_t before = fake.calls;
+        fake.fail_at = before + 1 + number;  // not the device's, which gpu_stream_reset sets
+        enum status status = run_graph(stream, memory, host, &is_graph);
+        bool is_past = fake.calls < fake.fail_at;
+        if (is_graph || status == STATUS_OK) {
+            assert_int_equal(status == STATUS_OK, memcmp(host + 8, "wxyz", 4) == 0);
+        }
+        without += !is_graph && status == STATUS_OK;
+        fake.fail_at = 0;
+        assert_int_equal(run_graph(stream, memory, host, &is_graph), STATUS_OK);
+        assert_true(is_graph);
+        assert_memory_equal(host + 8, "wxyz", 4);
+        gpu_stream_destroy(&stream);
+        gpu_free(card, memory, 16);
+        gpu_close(&card);
+        assert_int_equal(fake.graphs, 0);
+        if (is_past) break;
+    }
+    assert_int_equal(without, 7);  // begin, three recorded calls, end, what is made of it, launch
+}
+
 // Everything once, with the n-th call failing; true when all went well.
 static bool do_everything(void)
 {
@@ -488,9 +745,12 @@ static bool do_everything(void)
         .fill = count_up, .count = 4, .element_bytes = sizeof(uint32_t)};
     char host[16] = "";
     uint64_t times[21];
+    uint8_t handle[GPU_HANDLE_BYTES];
     void *memory = NULL;
+    void *loan = NULL;
     enum status status = gpu_open(&card, 0, NULL);
     if (status == STATUS_OK) status = gpu_allocate(card, 16, &memory, NULL);
+    if (status == STATUS_OK) status = gpu_lend(card, 64, &loan, handle, NULL);
     if (status == STATUS_OK) status = gpu_upload(card, memory, &source, NULL);
     if (status == STATUS_OK) status = gpu_read_memory(card, &told, NULL);
     if (status == STATUS_OK) status = gpu_stream_create(&stream, card, &signals, NULL);
@@ -499,6 +759,7 @@ static bool do_everything(void)
     bool is_whole = status == STATUS_OK && gpu_stream_times(stream, times, 20) == 20;
     gpu_stream_destroy(&stream);
     if (card != NULL) gpu_free(card, memory, 16);
+    if (loan != NULL) gpu_take_back(card, loan, 64, handle);
     gpu_close(&card);
     return is_whole;
 }
@@ -529,7 +790,11 @@ int main(void)
         cmocka_unit_test(a_card_says_what_it_is),
         cmocka_unit_test(freeing_never_waits_and_is_believed_at_once),
         cmocka_unit_test(an_upload_of_several_pieces_arrives_whole),
+        cmocka_unit_test(a_loan_is_zeroed_counted_and_has_a_handle),
+        cmocka_unit_test(a_system_that_cannot_share_is_no_broken_device),
         cmocka_unit_test(a_traced_run_has_a_time_for_every_step),
+        cmocka_unit_test(a_graph_does_when_launched_what_was_recorded),
+        cmocka_unit_test(a_graph_that_fails_anywhere_leaves_a_stream_that_works),
         cmocka_unit_test(a_failure_that_stays_means_that_the_device_is_broken),
         cmocka_unit_test(any_call_of_the_runtime_may_fail_and_nothing_is_left_behind),
     };

@@ -2,6 +2,7 @@
 // allocation, and a device that breaks. The emulator reads its settings once, so each case is a
 // child process of its own.
 
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -179,6 +180,58 @@ static void memory_is_what_the_driver_says_with_everybody_beside_us(void **state
     assert_int_equal(rmdir(folder), 0);
 }
 
+static bool has_ended(const struct lane *lane)
+{
+    struct pollfd entry = {.fd = lane_descriptor(lane), .events = POLLIN};
+    return poll(&entry, 1, 0) == 1;
+}
+
+// A driver that does not answer keeps neither whoever asked for memory nor who runs beside it.
+// Returns how many of the facts were right.
+static int grow_beside_a_run(void)
+{
+    const char *folder = getenv("LUNA_EMULATION_FAULTS");
+    char path[256];
+    struct device *device = device_or_null();
+    struct program *program = NULL;
+    struct lane *lanes[2] = {NULL, NULL};
+    int right = 0;
+    if (device == NULL || program_create(&program, device, NULL) != STATUS_OK) return 9;
+    struct value value = program_tensor(program, 1, 1, 1, 64);
+    program_clear(program, &(struct clear){.output = value, .bytes = value.bytes});
+    if (program_finish(program, NULL) != STATUS_OK) return 9;
+    for (int i = 0; i < 2; i++) {
+        if (lane_create(&lanes[i], device, NULL) != STATUS_OK) return 9;
+    }
+    if (lane_reserve(lanes[0], 4096, NULL) != STATUS_OK) return 9;
+    hold(folder, "stall", 1 << 20);
+    lane_grow(lanes[1], 1 << 20);
+    lane_run(lanes[0], program, NULL, 0);
+    right += lane_collect(lanes[0], NULL) == STATUS_OK;
+    right += !has_ended(lanes[1]) && lane_arena_bytes(lanes[1]) == 0;
+    lane_cancel(lanes[1]);  // a growth goes on
+    snprintf(path, sizeof path, "%s/stall", folder);
+    unlink(path);
+    right += lane_collect(lanes[1], NULL) == STATUS_OK;
+    right += lane_arena_bytes(lanes[1]) == 1 << 20 && !has_ended(lanes[1]);
+    lane_run(lanes[1], program, NULL, 0);
+    right += lane_collect(lanes[1], NULL) == STATUS_OK;
+    lane_grow(lanes[1], 2 << 20);
+    for (int i = 0; i < 2; i++) lane_destroy(&lanes[i]);  // one of them grows
+    program_destroy(&program);
+    device_close(&device);
+    return right;
+}
+
+static void an_arena_that_is_long_in_coming_keeps_nobody(void **state)
+{
+    (void)state;
+    char folder[] = P_tmpdir "/luna-faults-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(in_child("LUNA_EMULATION_FAULTS", folder, grow_beside_a_run), 5);
+    assert_int_equal(rmdir(folder), 0);
+}
+
 // Steps of a run that is traced: as many as operations, one after the other.
 static int trace_a_run(void)
 {
@@ -226,6 +279,7 @@ int main(void)
         cmocka_unit_test(memory_that_lacks_at_any_allocation_is_an_answer),
         cmocka_unit_test(a_device_has_so_much_memory_and_no_more),
         cmocka_unit_test(memory_is_what_the_driver_says_with_everybody_beside_us),
+        cmocka_unit_test(an_arena_that_is_long_in_coming_keeps_nobody),
         cmocka_unit_test(a_traced_run_tells_when_each_operation_ended),
         cmocka_unit_test(a_kernel_that_fails_breaks_the_device_and_says_which),
     };

@@ -226,12 +226,126 @@ static void a_whole_clip_is_faithful_with_fp16_and_with_float32_weights(void **s
     check_text(DTYPE_F32);
 }
 
+// ---------------------------------------------------------------------------------------------
+// What they hold is known before
+
+// On a device with memory of its own the driver counts too.
+static void expect_used(const struct device *device, uint64_t bytes)
+{
+    struct device_memory memory;
+    if (!device_has_memory(device)) return;
+    assert_int_equal(device_memory(device, &memory, NULL), STATUS_OK);
+    assert_int_equal(memory.used_bytes, bytes);
+}
+
+static void check_vae_plan(struct device *device, struct tensor_table *table,
+                           const struct vae_config *config)
+{
+    struct error error;
+    struct vae *vae = NULL;
+    uint64_t planned = 0;
+    expect_ok(vae_weights_plan(&planned, device, table, config, &error), &error);
+    expect_used(device, 0);
+    expect_ok(vae_create(&vae, device, table, config, &error), &error);
+    assert_true(planned > 0);
+    assert_int_equal(vae_bytes(vae), planned);
+    expect_used(device, planned);
+    vae_destroy(&vae);
+}
+
+static void check_text_plan(struct device *device, struct encoders *encoders, enum text_kind kind)
+{
+    struct error error;
+    struct model_description description = {.kind = "text", .text = kind};
+    struct tensor_table *tables[MODEL_PART_COUNT] = {NULL};
+    struct text_model *model = NULL;
+    uint64_t planned = 0;
+    for (int part = MODEL_CLIP_L; part < MODEL_PART_COUNT; part++) {
+        description.has[part] = true;
+        description.clip[part] = encoders->parts[part]->config;
+        tables[part] = encoders->parts[part]->weights.table;
+    }
+    expect_ok(text_model_plan(&planned, device, tables, &description, &error), &error);
+    expect_used(device, 0);
+    expect_ok(text_model_create(&model, device, tables, &description, NULL, &error), &error);
+    assert_true(planned > 0);
+    assert_int_equal(text_model_bytes(model), planned);
+    expect_used(device, planned);
+    text_model_destroy(&model);
+    tables[MODEL_CLIP_L] = NULL;
+    tables[MODEL_CLIP_H] = NULL;
+    assert_int_equal(text_model_plan(&planned, device, tables, &description, &error),
+                     kind == TEXT_REFINER ? STATUS_OK : STATUS_INVALID_ARGUMENT);
+}
+
+// The same tensors in another type; the memory of their elements is the caller's.
+static struct tensor_table *convert_table(const struct tensor_table *from, enum dtype dtype,
+                                          void **memory)
+{
+    uint32_t count = tensor_table_count(from);
+    struct tensor *tensors = calloc(count, sizeof *tensors);
+    uint64_t bytes = 0;
+    struct tensor_table *table = NULL;
+    struct error error;
+    assert_non_null(tensors);
+    for (uint32_t i = 0; i < count; i++) bytes += tensor_table_at(from, i)->bytes * 2;
+    *memory = malloc(bytes);
+    assert_non_null(*memory);
+    uint8_t *at = *memory;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct tensor *source = tensor_table_at(from, i);
+        uint64_t elements = source->bytes / dtype_bytes(source->dtype);
+        tensors[i] = *source;
+        tensors[i].dtype = dtype;
+        tensors[i].bytes = elements * dtype_bytes(dtype);
+        tensors[i].data = at;
+        dtype_convert(at, dtype, source->data, source->dtype, elements);
+        at += tensors[i].bytes;
+    }
+    expect_ok(tensor_table_from_tensors(&table, tensors, count, NULL, 0, &error), &error);
+    free(tensors);
+    return table;
+}
+
+static void the_plan_of_weights_is_what_they_take_to_the_byte(void **state)
+{
+    (void)state;
+    static const struct storage devices[] = {{"reference", false, DTYPE_F32},
+                                             {"cpu", false, DTYPE_F32},
+                                             {"emulated", false, DTYPE_F32},
+                                             {"emulated", true, DTYPE_BF16},
+                                             {"emulated:f16", true, DTYPE_F16}};
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+    static const enum text_kind text_kinds[] = {TEXT_SD1, TEXT_SDXL, TEXT_REFINER};
+    struct vae_files files = open_files("two");
+    struct encoders *encoders[2] = {encoders_open(DTYPE_F32), encoders_open(DTYPE_F16)};
+    for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++) {
+        struct device *device = open_with(devices[i].device, devices[i].fast);
+        for (size_t j = 0; j < sizeof types / sizeof types[0]; j++) {
+            void *memory = NULL;
+            struct tensor_table *table = convert_table(files.weights, types[j], &memory);
+            check_vae_plan(device, table, &files.config);
+            tensor_table_release(&table);
+            free(memory);
+        }
+        for (size_t j = 0; j < sizeof text_kinds / sizeof text_kinds[0]; j++) {
+            check_text_plan(device, encoders[0], text_kinds[j]);
+            check_text_plan(device, encoders[1], text_kinds[j]);
+        }
+        device_close(&device);
+    }
+    encoders_close(encoders[0]);
+    encoders_close(encoders[1]);
+    close_files(&files);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_vae_encodes_and_decodes_as_on_the_cpu),
         cmocka_unit_test(tiles_of_a_vae_are_blended_as_on_the_cpu),
         cmocka_unit_test(a_whole_clip_is_faithful_with_fp16_and_with_float32_weights),
+        cmocka_unit_test(the_plan_of_weights_is_what_they_take_to_the_byte),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

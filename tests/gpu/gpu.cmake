@@ -2,6 +2,15 @@
 # the first card, the shim in front of the driver, and, where nvcc is, what the card can do at best.
 # None of them is part of `all` but those that the dry run needs.
 
+# CUDA's driver for clients of the emulated device, by the name by which programs know it.
+if(TARGET luna_emulated)
+  add_library(fake_cuda MODULE tests/emulation/fake_cuda.c)
+  target_compile_options(fake_cuda PRIVATE ${LUNA_WARNINGS} -fno-sanitize=all)
+  target_link_options(fake_cuda PRIVATE -fno-sanitize=all)
+  set_target_properties(fake_cuda PROPERTIES PREFIX "" OUTPUT_NAME cuda LIBRARY_OUTPUT_DIRECTORY fake)
+  target_link_options(fake_cuda PRIVATE -Wl,-soname,libcuda.so.1)
+endif()
+
 if(TARGET luna_emulated AND LUNA_SANITIZE STREQUAL "")
   add_executable(gpu_model tests/gpu/gpu_model.c)
   target_link_libraries(gpu_model PRIVATE luna_models cmocka)

@@ -349,6 +349,32 @@ def test_what_may_not_be_tiled_is_tried_again(make_emulated, faults):
     assert not faults.is_set("refuse")
 
 
+def test_a_driver_that_is_long_about_memory_stops_nobody(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 4, 14)
+    wanted = image_of(client.ask(*decode_request(random_latent(1, 1, 2))))
+    text, data = text_request(pb.ENCODE_TEXT, "a cat")
+    image_of(client.ask(text, pb.EncodeText(), data))
+    faults.set("stall", 1_000_000)
+    header, body, payload = decode_request(latent)
+    client.send(header, body, payload)
+    wait_running(daemon)
+    text, data = text_request(pb.ENCODE_TEXT, "a dog")
+    image_of(client.ask(text, pb.EncodeText(), data))  # a lane beside it
+    cancel = request(pb.CANCEL)
+    client.send(cancel, pb.Cancel(id=header.id))
+    codes = {answer.id: answer.code for answer, _ in (client.receive(), client.receive())}
+    assert codes == {header.id: pb.CANCELLED, cancel.id: pb.OK}
+    again = decode_request(random_latent(1, 1, 2))
+    client.send(*again)
+    assert client.is_silent(300)  # its lane waits
+    faults.clear("stall")
+    answer, rest = client.receive()
+    assert (answer.id, answer.code) == (again[0].id, pb.OK) and rest[1] == wanted
+    assert image_of(client.ask(*decode_request(latent)))
+
+
 @pytest.mark.parametrize("number", [1, 60, 200])
 def test_any_allocation_may_fail(make_emulated, number):
     daemon = make_emulated(environment={"LUNA_EMULATION_FAIL_AT": str(number)})
@@ -524,6 +550,26 @@ def test_a_bench_leaves_a_trace_of_every_operation_on_the_device(make_emulated, 
     # Who asks for no trace gets none.
     header, rest = daemon.raw().ask(*decode_request(random_latent(1, 1, 2)))
     assert [t.name for t in header.tensors] == ["image"] and len(rest) == 2
+
+
+def test_texts_that_come_again_run_as_one_graph_with_the_same_bytes(make_emulated, faults):
+    daemon = make_emulated({"cache.conditioning_mb": 0})
+    client = daemon.raw()
+    answers = []
+    for text, fault in (("a cat", 0), ("a dog", 0), ("a cat", 0), ("a cat", 1), ("a cat", 0)):
+        if fault:
+            faults.set("graph", fault)
+        header, data = text_request(pb.ENCODE_TEXT, text)
+        answer, rest = client.ask(header, pb.EncodeText(), data)
+        assert answer.code == pb.OK and not faults.is_set("graph"), answer
+        answers.append(rest[1:])
+    assert answers[0] == answers[2] == answers[3] == answers[4] != answers[1]
+    header, data = text_request(pb.ENCODE_TEXT, "a cat", want_trace=True)
+    answer, rest = client.ask(header, pb.EncodeText(), data)
+    assert rest[1:3] == answers[0]
+    run, = (event for event in json.loads(rest[3]) if event.get("cat") == "run")
+    # Plain; recorded and run; run; failed, so it went and the launches were plain; recorded anew.
+    assert (run["args"]["graphs_recorded"], run["args"]["graphs_replayed"]) == (2, 3)
 
 
 def test_a_processor_traces_runs(shared, tmp_path):

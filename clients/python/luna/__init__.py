@@ -5,6 +5,7 @@ latent = daemon.encode_image(pixels)
 result = daemon.encode_text("a cat", loras=[("style", 0.8)])
 """
 
+from .cuda import DeviceArray
 from .daemon import Daemon, connect
 from .errors import (
     Cancelled,
@@ -29,6 +30,7 @@ __all__ = [
     "Cancelled",
     "Daemon",
     "DeadlineExceeded",
+    "DeviceArray",
     "Error",
     "Event",
     "FailedPrecondition",

@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from . import connection, endpoint as endpoints, errors, requests
-from .call import Call, Steps, read_header
+from .call import Call, LeaseLost, Steps, read_header
 from .daemon import DEFAULT_CONNECT_TIMEOUT, DEFAULT_TIMEOUT
 from .operations import Operations
 
@@ -58,12 +58,18 @@ class Daemon(Operations):
         self._socket.close()
 
     async def _run(self, request, timeout=None, priority=0, progress=None):
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         if request.wants_sharing:
             await self._attach()
+        while True:
+            try:
+                return await self._run_once(request, deadline, priority, progress)
+            except LeaseLost:
+                continue  # without it, as another request
+
+    async def _run_once(self, request, deadline, priority, progress):
         session = self._sharing.session if request.wants_sharing else None
-        call = Call(
-            request, self.timeout if timeout is None else timeout, priority, progress, session
-        )
+        call = Call(request, deadline - time.monotonic(), priority, progress, session)
         future = asyncio.get_running_loop().create_future()
         self._waiting[call.id] = call, future
         try:

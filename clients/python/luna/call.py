@@ -12,15 +12,22 @@ from google.protobuf.message import DecodeError
 
 from . import errors
 from . import luna_pb2 as pb
-from .arrays import Tensor
+from .arrays import DeviceTensor, Tensor
 
 MAJOR = 1
 TENSORS_MAX = 8
 SHARED_BYTES_MIN = 262144  # tensors below travel better in frames
 _RESEND_SECONDS_FIRST = 1.0
 _RESEND_SECONDS_MAX = 4.0
+_DEVICE_ALIGNMENT = 256
+_LEASE_WORDS = "device lease"  # with which the daemon says that it is gone
 _WORK = (pb.ENCODE_TEXT, pb.ENCODE_TOKENS)
 _RETRYABLE = (pb.RESOURCE_EXHAUSTED, pb.UNAVAILABLE)
+
+
+class LeaseLost(Exception):
+    """The daemon does not know the device memory any more that the request names: nothing was done, and
+    the request is to be asked again, as another one."""
 
 
 class Request:
@@ -50,7 +57,9 @@ class Request:
 
     @property
     def wants_sharing(self):
-        """True when a tensor is large enough for shared memory."""
+        """True when a tensor is on a GPU, or large enough for shared memory."""
+        if any(tensor.memory is not None for tensor in self.tensors):
+            return True
         sizes = [tensor.bytes for tensor in self.tensors] + [count for _, count in self.rooms]
         return max(sizes, default=0) >= SHARED_BYTES_MIN
 
@@ -70,6 +79,8 @@ class Call:
         self._session = session
         self._resend = _RESEND_SECONDS_FIRST
         self._leases = {}  # by (name, whether it is room)
+        self._buffer = None  # on a GPU
+        self._offsets = {}  # in it, by the same
         self._body = request.body.SerializeToString()
         if session is not None:
             self._share()
@@ -85,8 +96,10 @@ class Call:
 
     def frames(self, now):
         """The message, with the time that is left."""
-        if self._leases and not self._session.alive:
-            self._leases.clear()  # the daemon was restarted: what was shared goes in frames
+        if (self._leases or self._buffer) and not self._session.alive:
+            # The daemon was restarted: what was shared goes in frames.
+            self._leases.clear()
+            self._drop_buffer()
         header = pb.Header(
             major=MAJOR,
             kind=pb.REQUEST,
@@ -106,7 +119,7 @@ class Call:
             if not self._refer(entry, (tensor.name, False)):
                 payloads.append(tensor.data)
         for name, count in self._request.rooms:
-            if (name, True) in self._leases:
+            if (name, True) in self._leases or (name, True) in self._offsets:
                 self._refer(header.tensors.add(name=name, bytes=count, room=True), (name, True))
         return [header.SerializeToString(), self._body, *payloads]
 
@@ -130,6 +143,9 @@ class Call:
         if header.code == pb.OK:
             self.result = self._read(header, frames)
             return True
+        if self._buffer and header.code == pb.NOT_FOUND and header.message.startswith(_LEASE_WORDS):
+            self._drop_buffer(lost=True)
+            raise LeaseLost(header.message)
         again = time.monotonic() + header.retry_after_ms / 1000
         if header.code in _RETRYABLE and header.retry_after_ms > 0 and again < self.deadline:
             self.send_at, self._resend = again, _RESEND_SECONDS_FIRST
@@ -146,11 +162,42 @@ class Call:
         for lease in self._leases.values():
             self._session.release(lease)
         self._leases.clear()
+        if self._buffer is not None:
+            self._session.put_buffer(self._buffer)
+        self._buffer = None
+
+    def _drop_buffer(self, lost=False):
+        if self._buffer is not None:
+            self._session.drop_buffer(self._buffer, lost)
+        self._buffer = None
+        self._offsets.clear()
 
     def _milliseconds(self, now):
         return max(1, min(int((self.deadline - now) * 1000 + 0.999), 2**32 - 1))
 
+    def _share_device(self):
+        """On a GPU, what comes from there and goes there has a buffer together."""
+        memory = next((t.memory for t in self._request.tensors if t.memory is not None), None)
+        if memory is None:
+            return
+        sizes = [((t.name, False), t.bytes) for t in self._request.tensors if t.memory is not None]
+        sizes += [((name, True), count) for name, count in self._request.rooms]
+        offsets, end = {}, 0
+        for key, count in sizes:
+            offsets[key] = end
+            end += -(-count // _DEVICE_ALIGNMENT) * _DEVICE_ALIGNMENT
+        self._buffer = self._session.take_buffer(memory.card, end)
+        if self._buffer is None:
+            return
+        self._offsets = offsets
+        for tensor in self._request.tensors:
+            if tensor.memory is not None:  # waits: the daemon may read once it is asked
+                tensor.memory.copy_to(self._buffer.pointer + offsets[tensor.name, False])
+
     def _share(self):
+        self._share_device()
+        if self._buffer is not None:
+            return
         sizes = [((tensor.name, False), tensor.bytes) for tensor in self._request.tensors]
         sizes += [((name, True), count) for name, count in self._request.rooms]
         for key, count in sizes[:TENSORS_MAX]:
@@ -163,6 +210,12 @@ class Call:
                 lease.memory[: tensor.bytes] = tensor.data
 
     def _refer(self, entry, key):
+        if self._buffer is not None and key in self._offsets:
+            buffer = self._buffer
+            entry.where = pb.DEVICE
+            entry.shared.pool, entry.shared.slot = buffer.pool, buffer.slot
+            entry.shared.generation, entry.shared.offset = buffer.generation, self._offsets[key]
+            return True
         lease = self._leases.get(key)
         if lease is None:
             return False
@@ -179,15 +232,21 @@ class Call:
         except DecodeError as error:
             raise errors.Internal(f"the answer's body cannot be read: {error}") from error
         for entry in header.tensors:
-            if entry.where == pb.SHARED:
-                data = self._in_room(entry)
-            else:
-                data = payloads.pop(0) if payloads else None
-            tensor = Tensor(entry.name, entry.dtype, entry.dims, data)
-            if data is None or len(data) != entry.bytes or not tensor.is_whole:
+            tensor = self._tensor(entry, payloads)
+            if tensor is None or tensor.bytes != entry.bytes or not tensor.is_whole:
                 raise errors.Internal(f'the answer\'s tensor "{entry.name}" is not what it says')
             tensors[entry.name] = tensor
         return self._request.finish(body, tensors)
+
+    def _tensor(self, entry, payloads):
+        if entry.where == pb.DEVICE:
+            memory = self._buffer.range(entry.shared, entry.bytes) if self._buffer else None
+            return memory and DeviceTensor(entry.name, entry.dtype, entry.dims, memory)
+        if entry.where == pb.SHARED:
+            data = self._in_room(entry)
+        else:
+            data = payloads.pop(0) if payloads else None
+        return None if data is None else Tensor(entry.name, entry.dtype, entry.dims, data)
 
     def _in_room(self, entry):
         for lease in self._leases.values():

@@ -7,7 +7,7 @@ import time
 import zmq
 
 from . import connection, endpoint as endpoints, errors, requests
-from .call import Call, Steps, read_header
+from .call import Call, LeaseLost, Steps, read_header
 from .operations import Operations
 
 DEFAULT_TIMEOUT = 120.0
@@ -58,19 +58,21 @@ class Daemon(Operations):
     def _run(self, request, timeout=None, priority=0, progress=None):
         if threading.get_ident() != self._thread:
             raise RuntimeError("a luna.Daemon belongs to the thread that made it: connect another")
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         if request.wants_sharing:
             self._attach()
-        session = self._sharing.session if request.wants_sharing else None
-        call = Call(
-            request, self.timeout if timeout is None else timeout, priority, progress, session
-        )
-        try:
-            return self._wait(call)
-        except (KeyboardInterrupt, errors.DeadlineExceeded):
-            self._send_cancel(call)
-            raise
-        finally:
-            call.close()
+        while True:
+            session = self._sharing.session if request.wants_sharing else None
+            call = Call(request, deadline - time.monotonic(), priority, progress, session)
+            try:
+                return self._wait(call)
+            except LeaseLost:
+                continue  # without it, as another request
+            except (KeyboardInterrupt, errors.DeadlineExceeded):
+                self._send_cancel(call)
+                raise
+            finally:
+                call.close()
 
     def _converse(self, conversation, timeout=None, priority=0, progress=None):
         with contextlib.closing(conversation):

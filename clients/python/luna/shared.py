@@ -1,21 +1,28 @@
-"""The client's end of shared memory: a session at the lease socket, the pools mapped.
+"""The client's end of shared memory and of CUDA IPC: a session at the lease socket, the pools mapped.
 
 The session is the connection; its leases end with it. What a packet says is checked against what
 was mapped, and a pool that could be shrunk behind our back is not mapped.
 """
 
 import fcntl
+import logging
 import mmap
 import os
 import select
 import socket
+import time
 
 from google.protobuf.message import DecodeError
 
+from . import cuda
 from . import luna_pb2 as pb
 
 _ANSWER_SECONDS = 2.0  # an exchange is local and short
 _PACKET_BYTES = 4096
+_IDLE_BUFFERS_MAX = 2  # of device memory
+_DEVICE_AGAIN_SECONDS = 5.0  # after a refusal
+_DEVICE_LOST_SECONDS = 1.0  # after a lease was lost
+_log = logging.getLogger("luna")
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
 _F_SEALS = _F_SEAL_SHRINK | getattr(fcntl, "F_SEAL_WRITE", 8)  # of memory that changes no more
@@ -37,6 +44,32 @@ class Lease:
             shared.slot,
             shared.generation,
         )
+
+
+class DeviceBuffer:
+    """Memory of the daemon's GPU that this client holds, mapped."""
+
+    def __init__(self, reply, card, pointer):
+        self.pool = reply.pool
+        self.slot = reply.slot
+        self.generation = reply.generation
+        self.bytes = reply.bytes
+        self.card = card
+        self.pointer = pointer
+
+    def range(self, shared, count):
+        """The Memory of a SharedRef and so many bytes; None when it is not in this buffer."""
+        named = (shared.pool, shared.slot, shared.generation)
+        if named != (self.pool, self.slot, self.generation) or shared.offset + count > self.bytes:
+            return None
+        return cuda.Memory(self.card, self.pointer + shared.offset, count)
+
+    def close(self):
+        """Takes the mapping away."""
+        try:
+            self.card.close(self.pointer)
+        except cuda.Error as error:
+            _log.debug("device memory was not closed: %s", error)
 
 
 def adapter(path, reference):
@@ -83,6 +116,8 @@ class Session:
 
     def __init__(self, path):
         self._pools = {}
+        self._idle = []  # DeviceBuffers
+        self._device_again_at = {}  # by UUID
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_ANSWER_SECONDS)
         try:
@@ -96,6 +131,8 @@ class Session:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        while self._idle:
+            self._idle.pop().close()
 
     @property
     def alive(self):
@@ -113,12 +150,7 @@ class Session:
         if answer is None:
             return None
         reply, descriptors = answer
-        try:
-            if reply.code == pb.OK and descriptors and reply.pool not in self._pools:
-                self._map(reply, descriptors[0])
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        self._keep(reply, descriptors)
         if reply.code != pb.OK:
             return None
         pool = self._pools.get(reply.pool)
@@ -134,6 +166,83 @@ class Session:
         answer = self._exchange(request)
         for descriptor in answer[1] if answer else ():
             os.close(descriptor)
+
+    def take_buffer(self, card, count):
+        """A DeviceBuffer of at least count bytes on a card, or None: then tensors go by the host.
+
+        Buffers are kept for the next call, because making one takes longer than using it.
+        """
+        if not self.alive or time.monotonic() < self._device_again_at.get(card.uuid, 0.0):
+            return None
+        mine = [buffer for buffer in self._idle if buffer.card is card]
+        fitting = [buffer for buffer in mine if buffer.bytes >= count]
+        if fitting:
+            best = min(fitting, key=lambda buffer: buffer.bytes)
+            self._idle.remove(best)
+            return best
+        for buffer in mine:  # too small
+            self._idle.remove(buffer)
+            self.drop_buffer(buffer)
+        return self._acquire_buffer(card, count)
+
+    def put_buffer(self, buffer):
+        """Keeps a buffer for later calls, but not many."""
+        if not self.alive:
+            buffer.close()
+            return
+        self._idle.append(buffer)
+        if len(self._idle) > _IDLE_BUFFERS_MAX:
+            smallest = min(self._idle, key=lambda each: each.bytes)
+            self._idle.remove(smallest)
+            self.drop_buffer(smallest)
+
+    def drop_buffer(self, buffer, lost=False):
+        """Gives a buffer back: first the mapping goes, then the lease."""
+        buffer.close()
+        if lost:
+            self._device_again_at[buffer.card.uuid] = time.monotonic() + _DEVICE_LOST_SECONDS
+        self._exchange(
+            pb.LeaseRequest(
+                release_pool=buffer.pool,
+                release_slot=buffer.slot,
+                release_generation=buffer.generation,
+            )
+        )
+
+    def _acquire_buffer(self, card, count):
+        answer = self._exchange(pb.LeaseRequest(acquire_bytes=count, device=card.uuid))
+        if answer is None:
+            return None
+        reply = answer[0]
+        self._keep(*answer)  # of a daemon that knows shared memory alone
+        why, pause = reply.message, _DEVICE_AGAIN_SECONDS
+        if reply.code == pb.OK:
+            try:
+                buffer = DeviceBuffer(reply, card, card.open(reply.handle))
+                if buffer.bytes >= count:
+                    return buffer
+                buffer.close()
+            except cuda.Error as error:
+                why, pause = error, float("inf")  # what cannot be mapped once never can
+            self._exchange(
+                pb.LeaseRequest(
+                    release_pool=reply.pool,
+                    release_slot=reply.slot,
+                    release_generation=reply.generation,
+                )
+            )
+        if card.uuid not in self._device_again_at:
+            _log.debug("tensors of %s go by the host: %s", card.uuid, why)
+        self._device_again_at[card.uuid] = time.monotonic() + pause
+        return None
+
+    def _keep(self, reply, descriptors):
+        try:
+            if reply.code == pb.OK and descriptors and reply.pool not in self._pools:
+                self._map(reply, descriptors[0])
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _map(self, reply, descriptor):
         try:

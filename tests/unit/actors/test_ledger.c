@@ -84,9 +84,28 @@ static void a_promise_that_did_not_hold_makes_those_that_follow_smaller(void **s
     assert_int_equal(ledger_offer(&ledger), 550);
 }
 
+static void what_clients_hold_is_neither_free_nor_to_be_had(void **state)
+{
+    (void)state;
+    struct ledger ledger = {.system_free = 100, .weights_bytes = 50};
+    assert_false(ledger_lend(&ledger, 101));
+    assert_true(ledger_lend(&ledger, 40));
+    assert_int_equal(ledger_free(&ledger), 60);
+    assert_int_equal(ledger_held(&ledger), 90);
+    assert_int_equal(ledger_capacity(&ledger, 10), 100);
+    ledger.limit_bytes = 100;
+    assert_int_equal(ledger_free(&ledger), 10);
+    assert_int_equal(ledger_capacity(&ledger, 10), 50);
+    assert_false(ledger_lend(&ledger, 11));
+    ledger_take_back(&ledger, 40);
+    assert_int_equal(ledger_held(&ledger), 50);
+    assert_int_equal(ledger_capacity(&ledger, 10), 90);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_clients_hold_is_neither_free_nor_to_be_had),
         cmocka_unit_test(what_is_free_is_the_lesser_of_system_and_limit),
         cmocka_unit_test(more_than_is_free_is_not_promised),
         cmocka_unit_test(a_promise_counts_until_the_system_is_asked_again),

@@ -115,6 +115,45 @@ static void an_arena_grows_keeps_and_goes(void **state)
     }
 }
 
+static void the_end_of_a_growth_is_told_as_that_of_a_run(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < DEVICES; i++) {
+        struct device *device = open_device(device_names[i], 1);
+        struct program *program = new_program(device);
+        struct value value = program_tensor(program, 1, 1, 1, 64);
+        program_clear(program, &(struct clear){.output = value, .bytes = value.bytes});
+        finish(program);
+        struct lane *lane = NULL;
+        struct error error = {.status = STATUS_OK};
+        must(lane_create(&lane, device, &error), &error);
+        for (uint64_t bytes = 4096; bytes <= UINT64_C(1) << 20; bytes *= 16) {
+            lane_grow(lane, bytes);
+            wait_until_readable(lane_descriptor(lane));
+            must(lane_collect(lane, &error), &error);
+            assert_false(is_readable(lane_descriptor(lane)));
+            assert_true(lane_arena_bytes(lane) >= bytes);
+            lane_run(lane, program, NULL, 0);
+            must(lane_collect(lane, &error), &error);
+        }
+        uint64_t before = lane_arena_bytes(lane);
+        lane_grow(lane, UINT64_C(1) << 46);
+        wait_until_readable(lane_descriptor(lane));
+        assert_int_equal(lane_collect(lane, &error), STATUS_RESOURCE_EXHAUSTED);
+        assert_true(strlen(error.message) > 0);
+        assert_int_equal(lane_arena_bytes(lane), before);
+        lane_run(lane, program, NULL, 0);
+        lane_cancel(lane);
+        lane_collect(lane, NULL);  // cancelled or not
+        lane_grow(lane, 2 * before);
+        must(lane_collect(lane, &error), &error);
+        lane_grow(lane, 4 * before);
+        lane_destroy(&lane);  // waits for what grows
+        program_destroy(&program);
+        device_close(&device);
+    }
+}
+
 static void an_empty_program_ends(void **state)
 {
     (void)state;
@@ -472,6 +511,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_arena_grows_keeps_and_goes),
+        cmocka_unit_test(the_end_of_a_growth_is_told_as_that_of_a_run),
         cmocka_unit_test(an_empty_program_ends),
         cmocka_unit_test(marks_and_progress_count_every_run),
         cmocka_unit_test(many_programs_follow_each_other),

@@ -330,8 +330,32 @@ static void shared_memory_says_where_and_frames_do_not(void **state)
     assert_accepted(&header);
     tensor->has_shared = false;
     assert_refused(&header, STATUS_INVALID_ARGUMENT, "does not say where");
-    tensor->where = (luna_Where)2;
-    assert_refused(&header, STATUS_INVALID_ARGUMENT, "place 2");
+    tensor->where = (luna_Where)3;
+    assert_refused(&header, STATUS_INVALID_ARGUMENT, "place 3");
+}
+
+static void device_memory_is_for_images_and_latents(void **state)
+{
+    (void)state;
+    luna_Header header = latent_request();
+    luna_Tensor *tensor = &header.tensors[0];
+    tensor->where = luna_Where_DEVICE;
+    assert_refused(&header, STATUS_INVALID_ARGUMENT, "in device memory but does not say where");
+    tensor->has_shared = true;
+    assert_accepted(&header);
+    tensor->shared.offset = UINT64_MAX;
+    assert_refused(&header, STATUS_INVALID_ARGUMENT, "cannot start at 18446744073709551615");
+    tensor->shared.offset = 0;
+    luna_Tensor *room = &header.tensors[header.tensors_count++];
+    strcpy(room->name, "image");
+    room->room = true;
+    room->where = luna_Where_DEVICE;
+    room->has_shared = true;
+    assert_refused(&header, STATUS_INVALID_ARGUMENT, "of some bytes");
+    room->bytes = 100;
+    assert_accepted(&header);
+    header.operation = luna_Operation_LORA_PUT;
+    assert_refused(&header, STATUS_UNIMPLEMENTED, "images and latents alone");
 }
 
 static void room_is_shared_memory_that_a_request_offers(void **state)
@@ -576,6 +600,7 @@ int main(void)
         cmocka_unit_test(an_empty_text_is_a_tensor_of_no_bytes),
         cmocka_unit_test(a_name_is_there_once_as_input_and_once_as_room),
         cmocka_unit_test(shared_memory_says_where_and_frames_do_not),
+        cmocka_unit_test(device_memory_is_for_images_and_latents),
         cmocka_unit_test(room_is_shared_memory_that_a_request_offers),
         cmocka_unit_test(a_header_cut_anywhere_is_refused_or_complete),
         cmocka_unit_test(wrong_wire_types_and_endless_numbers_are_malformed),

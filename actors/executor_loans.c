@@ -1,0 +1,224 @@
+// executor_loans.c - loans, their uses, and the connection to the lease manager.
+//
+// That connection is the clients' word: while it lives, the core says when they have let go; when
+// it ends, the core is gone and every client's lease with it, so everything is taken back. A client
+// that still has memory open then keeps what it mapped and nothing else; the next request shows it
+// that its lease is gone.
+//
+// Lending happens in this thread: an allocation, a handle and zeroing take a millisecond or so, and
+// come once for many requests.
+
+#include "actors/executor_loans.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "actors/executor_state.h"
+#include "actors/packet.h"
+#include "base/text.h"
+
+#define LOANS_MAX 64u  // more than the lease manager asks for
+
+struct loan {
+    uint32_t pool;              // 0: the entry is free
+    uint32_t uses;              // jobs that have it
+    bool is_ending;             // to be taken back after the last
+    struct device_loan memory;  // of the device
+};
+
+struct executor_loans {
+    struct executor *executor;      // whose
+    struct device *device;          // that lends
+    int channel;                    // to the lease manager; -1: not connected
+    struct loop_descriptor *watch;  // of channel
+    struct loan loans[LOANS_MAX];   // in no order
+};
+
+static struct loan *find_loan(struct executor_loans *self, uint32_t pool)
+{
+    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+        if (self->loans[i].pool == pool) return &self->loans[i];
+    }
+    return NULL;
+}
+
+static void take_back(struct executor_loans *self, struct loan *loan)
+{
+    assert(loan->pool != 0);
+    uint64_t bytes = loan->memory.bytes;
+    device_take_back(self->device, &loan->memory);
+    *loan = (struct loan){.pool = 0};
+    ledger_take_back(&self->executor->ledger, bytes);
+    executor_forget_memory(self->executor);
+}
+
+static void end_loan(struct executor_loans *self, struct loan *loan)
+{
+    loan->is_ending = true;
+    if (loan->uses == 0) take_back(self, loan);
+}
+
+// ---- the lease manager
+
+static void disconnect(struct executor_loans *self)
+{
+    loop_descriptor_remove(&self->watch);
+    if (self->channel >= 0) close(self->channel);
+    self->channel = -1;
+    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+        if (self->loans[i].pool != 0 && !self->loans[i].is_ending) end_loan(self, &self->loans[i]);
+    }
+}
+
+static enum status lend(struct executor_loans *self, const luna_LendMemory *asked,
+                        struct loan **out, struct error *error)
+{
+    struct executor *executor = self->executor;
+    struct loan *loan = find_loan(self, 0);
+    if (loan == NULL || asked->pool == 0 || find_loan(self, asked->pool) != NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no entry is left for one more loan");
+    }
+    executor_read_memory(executor);
+    uint64_t free_bytes = ledger_free(&executor->ledger);
+    uint64_t margin = executor->margin_bytes;
+    bool fits = free_bytes >= margin && asked->bytes <= free_bytes - margin;
+    if (!fits || !ledger_lend(&executor->ledger, asked->bytes)) {
+        return error_set(
+            error, STATUS_RESOURCE_EXHAUSTED,
+            "a lease of %lu MB of device %s beside a margin of %lu MB, of which %lu MB "
+            "are free",
+            (unsigned long)(asked->bytes >> 20), executor->arguments.device,
+            (unsigned long)(margin >> 20), (unsigned long)(free_bytes >> 20));
+    }
+    enum status status = device_lend(self->device, asked->bytes, &loan->memory, error);
+    executor_forget_memory(executor);
+    if (status != STATUS_OK) {
+        ledger_take_back(&executor->ledger, asked->bytes);
+        return status;
+    }
+    loan->pool = asked->pool;
+    *out = loan;
+    return STATUS_OK;
+}
+
+static void on_lend(struct executor_loans *self, const luna_LendMemory *asked)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_memory_lent_tag};
+    luna_MemoryLent *lent = &letter.letter.memory_lent;
+    struct loan *loan = NULL;
+    struct error error = {0};
+    enum status status = lend(self, asked, &loan, &error);
+    if (status == STATUS_UNAVAILABLE) executor_end_broken(self->executor, error.message);
+    lent->pool = asked->pool;
+    lent->code = (luna_Code)status;
+    if (status == STATUS_OK) {
+        lent->handle.size = sizeof loan->memory.handle;
+        memcpy(lent->handle.bytes, loan->memory.handle, sizeof loan->memory.handle);
+    } else {
+        text_set(lent->message, sizeof lent->message, error.message);
+    }
+    if (packet_send_letter(self->channel, &letter, -1) != STATUS_OK) disconnect(self);
+    executor_report(self->executor);
+}
+
+static void on_take_back(struct executor_loans *self, uint32_t pool)
+{
+    struct loan *loan = pool != 0 ? find_loan(self, pool) : NULL;
+    if (loan != NULL && !loan->is_ending) end_loan(self, loan);
+    executor_report(self->executor);
+}
+
+static void on_channel(void *state)
+{
+    struct executor_loans *self = state;
+    for (uint32_t i = 0; i < LOOP_BATCH_MAX && self->channel >= 0; i++) {
+        luna_Letter letter;
+        enum status status = packet_receive_letter(self->channel, &letter);
+        if (status == STATUS_UNAVAILABLE) return;
+        if (status == STATUS_OK && letter.which_letter == luna_Letter_lend_memory_tag) {
+            on_lend(self, &letter.letter.lend_memory);
+        } else if (status == STATUS_OK && letter.which_letter == luna_Letter_take_back_memory_tag) {
+            on_take_back(self, letter.letter.take_back_memory.pool);
+        } else {
+            disconnect(self);
+            executor_report(self->executor);
+        }
+    }
+}
+
+void executor_loans_look(struct executor_loans *self)
+{
+    assert(self != NULL);
+    if (self->channel >= 0) return;
+    struct executor *executor = self->executor;
+    if (packet_connect(&self->channel, executor->arguments.private_directory, SOCKET_POOLS) !=
+        STATUS_OK) {
+        return;
+    }
+    luna_Letter letter = {.which_letter = luna_Letter_device_tag};
+    executor_describe(executor, &letter.letter.device);
+    enum status status = packet_send_letter(self->channel, &letter, -1);
+    if (status == STATUS_OK) {
+        status = loop_add_descriptor(executor->context->loop, self->channel, on_channel, self,
+                                     &self->watch, NULL);
+    }
+    if (status != STATUS_OK) disconnect(self);
+}
+
+// ---- workers
+
+void executor_loans_borrow(struct executor_loans *self, struct executor_letter *letter)
+{
+    assert(letter->kind == EXECUTOR_BORROW);
+    struct loan *loan = self != NULL && letter->pool != 0 ? find_loan(self, letter->pool) : NULL;
+    letter->kind = EXECUTOR_LENT;
+    letter->memory = NULL;
+    if (loan == NULL || loan->is_ending) return;
+    loan->uses += 1;
+    letter->memory = loan->memory.memory;
+    letter->bytes = loan->memory.bytes;
+}
+
+void executor_loans_return(struct executor_loans *self, uint32_t pool)
+{
+    assert(self != NULL);
+    assert(pool != 0);
+    struct loan *loan = find_loan(self, pool);
+    assert(loan != NULL);
+    assert(loan->uses > 0);
+    loan->uses -= 1;
+    if (loan->uses > 0 || !loan->is_ending) return;
+    take_back(self, loan);
+    executor_report(self->executor);
+}
+
+// ---- life
+
+void executor_loans_destroy(struct executor_loans **self_p)
+{
+    assert(self_p != NULL);
+    struct executor_loans *self = *self_p;
+    if (self == NULL) return;
+    disconnect(self);
+    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+        if (self->loans[i].pool != 0) take_back(self, &self->loans[i]);
+    }
+    free(self);
+    *self_p = NULL;
+}
+
+enum status executor_loans_create(struct executor_loans **out, struct executor *executor,
+                                  struct error *error)
+{
+    assert(out != NULL);
+    assert(executor != NULL);
+    struct executor_loans *self = calloc(1, sizeof *self);
+    if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for loans");
+    self->executor = executor;
+    self->device = executor->devices[luna_Group_VAE];
+    self->channel = -1;
+    *out = self;
+    return STATUS_OK;
+}
