@@ -83,9 +83,9 @@ static void linear_product(struct linear_item *self)
                                 next_depth * element_bytes, i, self->strips);
                 const float *strip =
                     linear_strip(&self->plan, self->packed, first, depth, self->strip_begin + i);
-                tile_multiply(strip, self->panel, depth,
-                              self->tile + i * STRIP_ROWS * self->stride + j * PANEL_COLUMNS,
-                              self->stride, first > 0, strip + depth * STRIP_ROWS);
+                tile_multiply_some(self->rows - i * STRIP_ROWS, strip, self->panel, depth,
+                                   self->tile + i * STRIP_ROWS * self->stride + j * PANEL_COLUMNS,
+                                   self->stride, first > 0, strip + depth * STRIP_ROWS);
             }
         }
     }

@@ -107,17 +107,17 @@ LANES_INLINE tile_lanes tile_multiply_add(tile_lanes a, tile_lanes b, tile_lanes
 // How far ahead of its use a strip is prefetched, in floats: eight groups of six rows.
 #define STRIP_AHEAD (8u * 48u)
 
-// out[6][16] = strip x panel, or += with add. depth is a multiple of 8. `ahead` is what the caller
-// will read next: depth * 8 bytes from there on are prefetched.
-static __attribute__((noinline)) void tile_multiply(const float *strip, const float *panel,
-                                                    uint32_t depth, float *out, size_t stride,
-                                                    bool add, const void *ahead)
+// out[6][16] = strip x panel, or += with add; of the strip's first rows alone where the others are
+// padding. depth is a multiple of 8. `ahead` is what the caller will read next: depth * 8 bytes
+// from there on are prefetched. A row's bytes are the same among any number of rows.
+LANES_INLINE void tile_rows(uint32_t rows, const float *strip, const float *panel, uint32_t depth,
+                            float *out, size_t stride, bool add, const void *ahead)
 {
     tile_lanes left[STRIP_ROWS];   // or of even depths
     tile_lanes right[STRIP_ROWS];  // or of odd depths
     const char *next = ahead;
 #pragma GCC unroll 6
-    for (uint32_t i = 0; i < STRIP_ROWS; i++) left[i] = right[i] = tile_zero();
+    for (uint32_t i = 0; i < rows; i++) left[i] = right[i] = tile_zero();
     for (uint32_t k = 0; k < depth; k += 8) {
         __builtin_prefetch(strip + STRIP_AHEAD);
         __builtin_prefetch(next, 0, 2);
@@ -127,7 +127,7 @@ static __attribute__((noinline)) void tile_multiply(const float *strip, const fl
             tile_lanes b0 = tile_load(panel + u * PANEL_COLUMNS);
             tile_lanes b1 = TILE_REGISTERS == 1 ? b0 : tile_load(panel + u * PANEL_COLUMNS + 8);
 #pragma GCC unroll 6
-            for (uint32_t i = 0; i < STRIP_ROWS; i++) {
+            for (uint32_t i = 0; i < rows; i++) {
                 tile_lanes a = tile_broadcast(strip + i * 8 + u);
                 bool odd = u % 2 == 1;
                 if (TILE_REGISTERS == 2 || !odd) left[i] = tile_multiply_add(a, b0, left[i]);
@@ -138,21 +138,57 @@ static __attribute__((noinline)) void tile_multiply(const float *strip, const fl
         panel += 128;
     }
 #pragma GCC unroll 6
-    for (uint32_t i = 0; i < STRIP_ROWS && TILE_REGISTERS == 1; i++) {
+    for (uint32_t i = 0; i < rows && TILE_REGISTERS == 1; i++) {
         left[i] = tile_add(left[i], right[i]);
     }
     if (add) {
 #pragma GCC unroll 6
-        for (uint32_t i = 0; i < STRIP_ROWS; i++) {
+        for (uint32_t i = 0; i < rows; i++) {
             left[i] = tile_add(tile_load(out + i * stride), left[i]);
             if (TILE_REGISTERS == 1) continue;
             right[i] = tile_add(tile_load(out + i * stride + 8), right[i]);
         }
     }
 #pragma GCC unroll 6
-    for (uint32_t i = 0; i < STRIP_ROWS; i++) {
+    for (uint32_t i = 0; i < rows; i++) {
         tile_store(out + i * stride, left[i]);
         if (TILE_REGISTERS == 2) tile_store(out + i * stride + 8, right[i]);
+    }
+}
+
+static __attribute__((noinline)) void tile_multiply(const float *strip, const float *panel,
+                                                    uint32_t depth, float *out, size_t stride,
+                                                    bool add, const void *ahead)
+{
+    tile_rows(STRIP_ROWS, strip, panel, depth, out, stride, add, ahead);
+}
+
+// The last strip of 77 tokens has five rows, that of twice as many four.
+static __attribute__((noinline)) void tile_multiply_5(const float *strip, const float *panel,
+                                                      uint32_t depth, float *out, size_t stride,
+                                                      bool add, const void *ahead)
+{
+    tile_rows(5, strip, panel, depth, out, stride, add, ahead);
+}
+
+static __attribute__((noinline)) void tile_multiply_4(const float *strip, const float *panel,
+                                                      uint32_t depth, float *out, size_t stride,
+                                                      bool add, const void *ahead)
+{
+    tile_rows(4, strip, panel, depth, out, stride, add, ahead);
+}
+
+// The product that computes so many rows or a few more.
+static inline void tile_multiply_some(uint32_t rows, const float *strip, const float *panel,
+                                      uint32_t depth, float *out, size_t stride, bool add,
+                                      const void *ahead)
+{
+    if (rows > 5) {
+        tile_multiply(strip, panel, depth, out, stride, add, ahead);
+    } else if (rows == 5) {
+        tile_multiply_5(strip, panel, depth, out, stride, add, ahead);
+    } else {
+        tile_multiply_4(strip, panel, depth, out, stride, add, ahead);
     }
 }
 
