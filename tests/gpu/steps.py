@@ -113,6 +113,23 @@ def lanes(walk):
     return run_suite(walk, "lane", 90)
 
 
+def cublaslt_library():
+    """cuBLASLt as Python's packages bring it, or as the toolkit does; None: this machine has none."""
+    places = [pathlib.Path(p) for p in sys.path if p.endswith("site-packages")] + [pathlib.Path("/usr/local/cuda")]
+    patterns = ("nvidia/*/lib/libcublasLt.so.13", "lib64/libcublasLt.so.13")
+    found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
+    return str(found[0]) if found else None
+
+
+def linears(walk):
+    """A row's bytes whatever rows are beside it, by our kernels and by cuBLASLt."""
+    library = cublaslt_library() if walk.is_card else None
+    prefix = "cuda_test_" if walk.is_card else "emulated_test_"
+    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 120,
+                      **({"LUNA_CUBLASLT": library} if library else {}))
+    return told if library or not walk.is_card else f"{told}; no libcublasLt.so.13 here, ours alone"
+
+
 # ---- golden
 
 
@@ -329,13 +346,24 @@ def bench_text(walk):
     """CLIP-L + G for a prompt and a negative."""
     told = []
     for mode in ["faithful", "fast"] if walk.has_fast else ["faithful"]:
-        with Device(walk, walk.device, mode, walk.encoders) as device:
-            device.ask("load")
-            answer = device.ask("prompt", walk.runs, walk.scratch / "prompt.txt", walk.scratch / "bench.out")
-            middle = time_row(walk, f"CLIP-L + G, two rows, {mode}, ms", BARS_MS[f"text {mode}"], answer["ms"],
-                              f"text {mode}")
-            told.append(f"{mode} {middle:.2f} ms")
+        for what, environment in text_ways(walk):
+            with Device(walk, walk.device, mode, walk.encoders, **environment) as device:
+                device.ask("load")
+                answer = device.ask("prompt", walk.runs, walk.scratch / "prompt.txt", walk.scratch / "bench.out")
+                middle = time_row(walk, f"CLIP-L + G, two rows, {mode}{what}, ms", BARS_MS[f"text {mode}"],
+                                  answer["ms"], f"text {mode}")
+                told.append(f"{mode}{what} {middle:.2f} ms")
     return ", ".join(told)
+
+
+def text_ways(walk):
+    """How a text may run, and by which environment: as it does, launch by launch, by cuBLASLt."""
+    ways = [("", {}), (", no graph", {"LUNA_CUDA_GRAPHS": "0"})]
+    library = cublaslt_library()
+    if walk.is_card and library:
+        by_library = {"LUNA_CUDA_LINEARS": "cublaslt", "LUNA_CUBLASLT": library}
+        ways += [(", cuBLASLt", by_library), (", cuBLASLt, no graph", by_library | {"LUNA_CUDA_GRAPHS": "0"})]
+    return ways
 
 
 def bench_kernels(walk):
@@ -695,7 +723,7 @@ def sanitize_unwritten(walk):
 STEPS = [
     ("card", find_card), ("models", make_models),
     ("conformance", conformance), ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
-    ("lanes", lanes),
+    ("lanes", lanes), ("linears", linears),
     ("golden VAE", golden_vae), ("golden CLIP", golden_text), ("CPU reference", reference_of_cpu),
     ("golden, large", golden_large),
     ("roofline", roofline), ("PyTorch", torch_side), ("bf16 beside PyTorch", beside_torch),
