@@ -356,6 +356,11 @@ static enum status executor_create(void **state, const struct actor_context *con
     }
     log_event(context->log, LOG_INFO, "device.opened", "device=%s label=\"%s\"",
               self->arguments.device, device_info(self->devices[luna_Group_VAE])->label);
+    const char *note = device_info(self->devices[luna_Group_TEXT])->note;
+    if (note[0] != '\0') {
+        log_event(context->log, LOG_INFO, "device.note", "device=%s note=\"%s\"",
+                  self->arguments.device, note);
+    }
     *state = self;
     return STATUS_OK;
 }

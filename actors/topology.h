@@ -33,6 +33,8 @@
 //                                             from it: ModelNotice, Answer + frames
 //   router-leases    PAIR                     to the leases: PinLease, UnpinLeases
 //                                             from it: PinAnswer
+//   leases           AF_UNIX / executor       up: DeviceReport (first), MemoryLent
+//                                             down: LendMemory, TakeBackMemory
 //   router-monitor   PAIR                     to the monitor: Ask + frames (STATUS)
 //                                             from it: Answer + frames
 //   router-loras     PAIR                     to the store: Ask + frames (LORA_*), ResolveStack +

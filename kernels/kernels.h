@@ -62,6 +62,7 @@ struct device_info {
     char driver[64];            // of a GPU, with its version; "" on a CPU
     char uuid[48];              // of a GPU, as its driver writes it, "GPU-..."; "" on a CPU
     char capability[8];         // of a GPU: compute capability, "8.9"; "" on a CPU
+    char note[256];             // for the log: what it does otherwise than usual; "" if nothing
 };
 
 // Opens a device and, on a CPU, starts its pool of compute threads, which all lanes share.

@@ -23,6 +23,7 @@ uint64_t gpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t 
 static void close_gpu(struct device *device)
 {
     struct gpu_device *self = (struct gpu_device *)device;
+    gpu_blas_close(&self->blas);
     gpu_close(&self->card);
     free(self);
 }
@@ -112,6 +113,27 @@ static void fill_info(struct device_info *info, const char *name, const struct g
     snprintf(info->capability, sizeof info->capability, "%s", facts->capability);
 }
 
+// Who makes the products of linears: $LUNA_CUDA_LINEARS, our own kernels where it is not set. A
+// library that is not there is no reason not to work.
+static enum status open_blas(struct gpu_device *self, struct error *error)
+{
+    const char *wanted = getenv("LUNA_CUDA_LINEARS");
+    char *note = self->base.info.note;
+    struct error why;
+    if (wanted == NULL || strcmp(wanted, "own") == 0) return STATUS_OK;
+    if (strcmp(wanted, "cublaslt") != 0) {
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "LUNA_CUDA_LINEARS is \"%s\", it may be own or cublaslt", wanted);
+    }
+    if (gpu_blas_open(&self->blas, self->card, &why) == STATUS_OK) {
+        snprintf(note, sizeof self->base.info.note, "linears by %s", gpu_blas_name(self->blas));
+    } else {
+        snprintf(note, sizeof self->base.info.note, "linears by our own kernels: %.200s",
+                 why.message);
+    }
+    return STATUS_OK;
+}
+
 static enum status open_gpu(struct device **out, const struct device_options *options,
                             struct error *error)
 {
@@ -126,10 +148,15 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     if (status != STATUS_OK) goto done;
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
-    const char *graphs = getenv("LUNA_GPU_GRAPHS");
+    const char *graphs = getenv("LUNA_CUDA_GRAPHS");
     self->has_no_graphs = graphs != NULL && strcmp(graphs, "0") == 0;
     self->base.info.activation_bytes = dtype_bytes(self->storage);
     fill_info(&self->base.info, options->name, gpu_describe(self->card));
+    status = open_blas(self, error);
+    if (status != STATUS_OK) {
+        gpu_close(&self->card);
+        goto done;
+    }
     *out = &self->base;
     self = NULL;
 

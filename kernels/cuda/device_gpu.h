@@ -7,23 +7,26 @@
 #include <pthread.h>
 
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/driver_blas.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/device.h"
 
 struct gpu_device {
     struct device base;     // what every device has
     struct gpu_card *card;  // opened by the driver
-    bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_GPU_GRAPHS is 0
+    struct gpu_blas *blas;  // makes the products of linears; NULL: our own kernels do
+    bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_CUDA_GRAPHS is 0
     enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
 };
 
 // A weight in device memory: vectors as float32, tables and the matrices of a faithful device as
 // the file has them, everything else as storage.
 struct gpu_weight {
-    struct weight base;  // what every weight has
-    void *data;          // device memory
-    enum dtype type;     // of its elements
-    uint32_t pitch;      // elements from row to row of a matrix, a multiple of 8
+    struct weight base;                    // what every weight has
+    void *data;                            // device memory
+    enum dtype type;                       // of its elements
+    uint32_t pitch;                        // elements from row to row of a matrix, a multiple of 8
+    const struct gpu_blas_choice *choice;  // how it is multiplied; NULL: by our own kernels
 };
 
 // An operation that is being enqueued.
@@ -67,6 +70,11 @@ uint64_t gpu_statistics_bytes(const struct device *device, uint32_t n, uint32_t 
 uint64_t gpu_convolution_bytes(const struct gpu_device *device, const struct convolution *op);
 uint64_t gpu_linear_bytes(const struct gpu_device *device, const struct linear *op);
 uint64_t gpu_simple_bytes(const struct operation *op);
+
+// 16-bit parts of float32 activations that a matrix of this type is multiplied with; 1 where they
+// serve as they are.
+// Thread:    any.
+uint32_t gpu_linear_parts(const struct gpu_device *device, enum dtype weight_type);
 
 // Each enqueues its operations.
 // Thread:    the lane's.

@@ -4,6 +4,10 @@
 // already. On a faithful one the weight stays as the file has it: fp16 and bf16 weights are
 // multiplied by activations that were split into two or three 16-bit parts, stacked as rows, so
 // that the weight streams once; float32 weights are multiplied in float32.
+//
+// Where the device has a library for products (driver_blas.h) it makes them, in blocks of at most
+// GPU_BLAS_ROWS_MAX rows: an algorithm is good for a range of rows, and its workspace grows with
+// them. It adds the bias, too, where the sums are not still in parts.
 
 #include <assert.h>
 
@@ -12,15 +16,16 @@
 
 // Offsets in the workspace.
 struct layout {
-    uint64_t products;  // [parts, rows, k] sums
-    uint64_t inner;     // [row_count, rank] of each adapter
-    uint64_t operand;   // [parts, rows, pitch] 16-bit parts of the input
-    uint64_t scales;    // [rows]
-    uint64_t bytes;     // of all
-    uint32_t parts;     // 1 where the input serves as it is
+    uint64_t products;   // [parts, rows, k] sums
+    uint64_t inner;      // [row_count, rank] of each adapter
+    uint64_t operand;    // [parts, rows, pitch] 16-bit parts of the input
+    uint64_t scales;     // [rows]
+    uint64_t workspace;  // of the library, where it makes the product
+    uint64_t bytes;      // of all
+    uint32_t parts;      // 1 where the input serves as it is
 };
 
-static uint32_t parts_of(const struct gpu_device *device, enum dtype weight_type)
+uint32_t gpu_linear_parts(const struct gpu_device *device, enum dtype weight_type)
 {
     if (device->storage != DTYPE_F32 || weight_type == DTYPE_F32) return 1;
     return weight_type == DTYPE_F16 ? 2 : 3;
@@ -37,7 +42,7 @@ static uint64_t take(uint64_t *at, uint64_t bytes)
 static struct layout layout_of(const struct gpu_device *device, const struct linear *op)
 {
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
-    struct layout layout = {.parts = parts_of(device, weight->type)};
+    struct layout layout = {.parts = gpu_linear_parts(device, weight->type)};
     uint64_t at = 0;
     layout.products = take(&at, (uint64_t)layout.parts * op->rows * op->k * sizeof(float));
     layout.inner = at;
@@ -49,6 +54,7 @@ static struct layout layout_of(const struct gpu_device *device, const struct lin
         layout.operand = take(&at, (uint64_t)layout.parts * op->rows * weight->pitch * 2);
         layout.scales = take(&at, op->rows * sizeof(float));
     }
+    if (weight->choice != NULL) layout.workspace = take(&at, GPU_BLAS_WORKSPACE_BYTES);
     layout.bytes = at;
     return layout;
 }
@@ -76,12 +82,31 @@ static void enqueue_split(const struct gpu_run *run, const struct linear *op,
     product->a_pitch = weight->pitch;
 }
 
+// Rows of the (maybe split) input in blocks.
+static void enqueue_library(const struct gpu_run *run, const struct linear *op,
+                            const struct layout *layout, const struct gpu_product_mma *whole)
+{
+    const struct gpu_weight *weight = gpu_weight_of(op->weight);
+    uint64_t a_bytes = (uint64_t)whole->a_pitch * dtype_bytes(weight->type);
+    struct gpu_blas_product block = {.choice = weight->choice,
+                                     .b = whole->b,
+                                     .workspace = gpu_workspace(run, layout->workspace)};
+    if (layout->parts == 1) block.bias = gpu_weight_data(op->bias);
+    for (uint32_t row = 0; row < whole->m; row += block.m) {
+        uint32_t left = whole->m - row;
+        block.m = left < GPU_BLAS_ROWS_MAX ? left : GPU_BLAS_ROWS_MAX;
+        block.a = (const uint8_t *)whole->a + row * a_bytes;
+        block.c = whole->c + (uint64_t)row * whole->n;
+        gpu_blas_multiply(run->device->blas, run->stream, &block);
+    }
+}
+
 static void enqueue_products(const struct gpu_run *run, const struct linear *op,
                              const struct layout *layout)
 {
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
     float *sums = gpu_workspace(run, layout->products);
-    if (weight->type == DTYPE_F32) {
+    if (weight->type == DTYPE_F32 && weight->choice == NULL) {
         gpu_launch_multiply_plain(run->stream,
                                   &(struct gpu_product_plain){.a = gpu_address(run, &op->input),
                                                               .b = weight->data,
@@ -102,7 +127,17 @@ static void enqueue_products(const struct gpu_run *run, const struct linear *op,
                                       .b_pitch = weight->pitch,
                                       .is_bf16 = weight->type == DTYPE_BF16};
     if (layout->parts > 1) enqueue_split(run, op, layout, &product);
-    gpu_launch_multiply_mma(run->stream, &product);
+    if (weight->choice != NULL) {
+        enqueue_library(run, op, layout, &product);
+    } else {
+        gpu_launch_multiply_mma(run->stream, &product);
+    }
+}
+
+// Whether what is in the sums lacks something: parts, or a bias that nobody added.
+static bool needs_join(const struct linear *op, const struct layout *layout)
+{
+    return layout->parts > 1 || (op->bias != NULL && gpu_weight_of(op->weight)->choice == NULL);
 }
 
 static struct gpu_path path_of(const struct low_rank *path, float *inner)
@@ -154,7 +189,7 @@ void gpu_enqueue_linear(const struct gpu_run *run)
     struct layout layout = layout_of(run->device, op);
     float *sums = gpu_workspace(run, layout.products);
     enqueue_products(run, op, &layout);
-    if (layout.parts > 1 || op->bias != NULL) {
+    if (needs_join(op, &layout)) {
         float *scales = layout.parts > 1 ? gpu_workspace(run, layout.scales) : NULL;
         gpu_launch_join_parts(run->stream, &(struct gpu_join){.products = sums,
                                                               .scales = scales,

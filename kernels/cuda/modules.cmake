@@ -11,7 +11,8 @@ file(GLOB GPU_KERNEL_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
 file(GLOB EMULATION_SOURCES CONFIGURE_DEPENDS kernels/emulation/*.cpp)
 list(FILTER EMULATION_SOURCES EXCLUDE REGEX "/race\\.cpp$")
 list(APPEND EMULATION_SOURCES ${CMAKE_SOURCE_DIR}/kernels/cuda/driver_emulated.cpp
-     ${CMAKE_SOURCE_DIR}/kernels/cuda/driver_emulated_loan.cpp)
+     ${CMAKE_SOURCE_DIR}/kernels/cuda/driver_emulated_loan.cpp
+     ${CMAKE_SOURCE_DIR}/kernels/cuda/driver_emulated_blas.cpp)
 
 # Fibers change stacks by hand, in assembly that is x86-64's; ThreadSanitizer cannot follow them.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT LUNA_SANITIZE STREQUAL "thread"
@@ -89,7 +90,8 @@ if(CUDA_INCLUDE AND CUDA_RUNTIME)
   endforeach()
   # Minutes of compilation: for those who ask for it (./dev build, ./dev lint), not for every test.
   add_library(luna_cuda MODULE EXCLUDE_FROM_ALL ${GPU_HOST_SOURCES} kernels/cuda/driver_cuda.c
-              kernels/cuda/driver_cuda_card.c kernels/cuda/driver_cuda_loan.c ${CUDA_OBJECTS})
+              kernels/cuda/driver_cuda_card.c kernels/cuda/driver_cuda_loan.c
+              kernels/cuda/driver_cuda_blas.c ${CUDA_OBJECTS})
   set_source_files_properties(${CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   target_include_directories(luna_cuda PRIVATE ${CMAKE_SOURCE_DIR})
   target_include_directories(luna_cuda SYSTEM PRIVATE ${CUDA_INCLUDE})

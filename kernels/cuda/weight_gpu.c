@@ -144,6 +144,26 @@ uint64_t gpu_weight_plan(const struct device *device, const struct weight_source
     return layout_of((const struct gpu_device *)device, source).bytes;
 }
 
+// Rows that a library may copy by 16 bytes, and enough of them.
+#define CHOICE_MIN 64u
+
+// How a matrix is going to be multiplied. Depends on its shape and types alone.
+static const struct gpu_blas_choice *choose(const struct gpu_device *device,
+                                            const struct weight_source *source,
+                                            const struct layout *layout)
+{
+    uint32_t c = source->dims[1];
+    if (device->blas == NULL || source->form != WEIGHT_MATRIX) return NULL;
+    if (layout->k < CHOICE_MIN || c < CHOICE_MIN || layout->k % 4 != 0 || c % 8 != 0) return NULL;
+    const struct gpu_blas_shape shape = {.n = layout->k,
+                                         .k = c,
+                                         .b_pitch = layout->pitch,
+                                         .a_pitch = c,
+                                         .type = layout->type,
+                                         .has_bias = gpu_linear_parts(device, layout->type) == 1};
+    return gpu_blas_choose(device->blas, &shape);
+}
+
 enum status gpu_weight_create(struct weight **out, struct device *device,
                               const struct weight_source *source, struct error *error)
 {
@@ -162,6 +182,7 @@ enum status gpu_weight_create(struct weight **out, struct device *device,
     self->base.bytes = layout->bytes;
     self->type = layout->type;
     self->pitch = layout->pitch;
+    self->choice = choose(owner, source, layout);
     enum status status = gpu_allocate(owner->card, layout->bytes, &self->data, error);
     if (status != STATUS_OK) goto done;
     status = gpu_upload(owner->card, self->data, &elements, error);

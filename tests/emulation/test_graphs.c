@@ -40,9 +40,9 @@ static bool is_set(const struct fixture *self, const char *name)
 // Without graphs.
 static struct bench open_plain(struct encoders *encoders, const char *kind)
 {
-    setenv("LUNA_GPU_GRAPHS", "0", 1);
+    setenv("LUNA_CUDA_GRAPHS", "0", 1);
     struct bench bench = open_bench(encoders, "emulated", kind);
-    unsetenv("LUNA_GPU_GRAPHS");
+    unsetenv("LUNA_CUDA_GRAPHS");
     return bench;
 }
 

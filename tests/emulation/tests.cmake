@@ -12,7 +12,7 @@ function(luna_emulation_program name)
 endfunction()
 
 if(TARGET luna_emulated)
-  foreach(name conformance conformance_edges conformance_exact lane)
+  foreach(name conformance conformance_edges conformance_exact lane linears)
     add_executable(emulated_test_${name} tests/unit/kernels/test_${name}.c)
     target_compile_options(emulated_test_${name} PRIVATE ${LUNA_WARNINGS})
     target_compile_definitions(emulated_test_${name} PRIVATE LUNA_TEST_GPU="emulated")
@@ -58,4 +58,24 @@ if(TARGET luna_emulated)
   target_link_libraries(emulated_test_graphs PRIVATE luna_models cmocka)
   set_target_properties(emulated_test_graphs PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests)
   add_dependencies(emulated_test_graphs luna_emulated)
+endif()
+
+# Products by cuBLASLt against a library that multiplies on the host.
+find_path(CUBLASLT_INCLUDE cublasLt.h PATHS ${CUDA_INCLUDE} /usr/local/cuda/include)
+if(CUDA_INCLUDE AND CUBLASLT_INCLUDE AND NOT LUNA_FUZZ)
+  add_library(fake_cublaslt MODULE tests/emulation/fake_cublaslt.c ${BASE_SOURCES})
+  add_executable(emulated_test_driver_blas tests/emulation/test_driver_blas.c
+                 kernels/cuda/driver_cuda_blas.c)
+  foreach(target fake_cublaslt emulated_test_driver_blas)
+    target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_include_directories(${target} SYSTEM PRIVATE ${CUDA_INCLUDE} ${CUBLASLT_INCLUDE})
+    target_compile_options(${target} PRIVATE ${LUNA_WARNINGS})
+    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY tests
+                          LIBRARY_OUTPUT_DIRECTORY tests)
+  endforeach()
+  target_compile_definitions(emulated_test_driver_blas PRIVATE
+                             FAKE_CUBLASLT="$<TARGET_FILE:fake_cublaslt>")
+  target_link_libraries(emulated_test_driver_blas PRIVATE luna_base cmocka ${CMAKE_DL_LIBS}
+                        Threads::Threads)
+  add_dependencies(emulated_test_driver_blas fake_cublaslt)
 endif()

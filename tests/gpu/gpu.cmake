@@ -27,7 +27,7 @@ if(TARGET luna_emulated AND LUNA_SANITIZE STREQUAL "")
     set_target_properties(${name} PROPERTIES PREFIX "" RUNTIME_OUTPUT_DIRECTORY gpu
                           LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/gpu)
   endforeach()
-  foreach(name conformance conformance_edges conformance_exact lane)
+  foreach(name conformance conformance_edges conformance_exact lane linears)
     add_executable(cuda_test_${name} EXCLUDE_FROM_ALL tests/unit/kernels/test_${name}.c)
     target_compile_options(cuda_test_${name} PRIVATE ${LUNA_WARNINGS})
     target_compile_definitions(cuda_test_${name} PRIVATE LUNA_TEST_GPU="cuda:0" LUNA_TEST_CARD)
@@ -36,7 +36,7 @@ if(TARGET luna_emulated AND LUNA_SANITIZE STREQUAL "")
     list(APPEND GPU_PROGRAMS cuda_test_${name})
   endforeach()
   list(APPEND GPU_PROGRAMS gpu_model gpu_run gpu_oom gpu_oom_test fake_driver luna luna_emulated emulated_test_conformance
-       emulated_test_conformance_edges emulated_test_conformance_exact emulated_test_lane)
+       emulated_test_conformance_edges emulated_test_conformance_exact emulated_test_lane emulated_test_linears)
 endif()
 
 if(TARGET luna_cuda)

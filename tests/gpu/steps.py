@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from kit import Card, Daemon, Device, Failed, Skip, median, read_floats, read_safetensors
+from kit import ROOT, Card, Daemon, Device, Failed, Skip, median, read_floats, read_safetensors
 
 GIB = 1 << 30
 PROMPT = "a photo of a (red:1.3) fox\nblurry, (ugly)\n"  # of tests/golden/make_real.py
@@ -111,6 +111,23 @@ def conformance_edges(walk):
 def lanes(walk):
     """Arenas, marks, cancel."""
     return run_suite(walk, "lane", 90)
+
+
+def cublaslt_library():
+    """cuBLASLt as Python's packages bring it, or as the toolkit does; None: this machine has none."""
+    places = [pathlib.Path(p) for p in sys.path if p.endswith("site-packages")] + [pathlib.Path("/usr/local/cuda")]
+    patterns = ("nvidia/*/lib/libcublasLt.so.13", "lib64/libcublasLt.so.13")
+    found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
+    return str(found[0]) if found else None
+
+
+def linears(walk):
+    """A row's bytes whatever rows are beside it, by our kernels and by cuBLASLt."""
+    library = cublaslt_library() if walk.is_card else None
+    prefix = "cuda_test_" if walk.is_card else "emulated_test_"
+    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 120,
+                      **({"LUNA_CUBLASLT": library} if library else {}))
+    return told if library or not walk.is_card else f"{told}; no libcublasLt.so.13 here, ours alone"
 
 
 # ---- golden
@@ -329,13 +346,24 @@ def bench_text(walk):
     """CLIP-L + G for a prompt and a negative."""
     told = []
     for mode in ["faithful", "fast"] if walk.has_fast else ["faithful"]:
-        with Device(walk, walk.device, mode, walk.encoders) as device:
-            device.ask("load")
-            answer = device.ask("prompt", walk.runs, walk.scratch / "prompt.txt", walk.scratch / "bench.out")
-            middle = time_row(walk, f"CLIP-L + G, two rows, {mode}, ms", BARS_MS[f"text {mode}"], answer["ms"],
-                              f"text {mode}")
-            told.append(f"{mode} {middle:.2f} ms")
+        for what, environment in text_ways(walk):
+            with Device(walk, walk.device, mode, walk.encoders, **environment) as device:
+                device.ask("load")
+                answer = device.ask("prompt", walk.runs, walk.scratch / "prompt.txt", walk.scratch / "bench.out")
+                middle = time_row(walk, f"CLIP-L + G, two rows, {mode}{what}, ms", BARS_MS[f"text {mode}"],
+                                  answer["ms"], f"text {mode}")
+                told.append(f"{mode}{what} {middle:.2f} ms")
     return ", ".join(told)
+
+
+def text_ways(walk):
+    """How a text may run, and by which environment: as it does, launch by launch, by cuBLASLt."""
+    ways = [("", {}), (", no graph", {"LUNA_CUDA_GRAPHS": "0"})]
+    library = cublaslt_library()
+    if walk.is_card and library:
+        by_library = {"LUNA_CUDA_LINEARS": "cublaslt", "LUNA_CUBLASLT": library}
+        ways += [(", cuBLASLt", by_library), (", cuBLASLt, no graph", by_library | {"LUNA_CUDA_GRAPHS": "0"})]
+    return ways
 
 
 def bench_kernels(walk):
@@ -411,6 +439,54 @@ def daemon_trace(walk):
     if not kernels:
         raise Failed(f"{len(events)} events and no convolution among them")
     return f"{len(events)} events, {len(kernels)} convolutions"
+
+
+def same_card(walk):
+    """A client with torch on the same card: tensors by CUDA IPC, bytes as in frames; killed, its lease ends."""
+    if not walk.is_card:
+        raise Skip("no card; tests/system/test_device_memory.py does it on the emulated device")
+    probe = ["-c", "import google.protobuf, numpy, torch, zmq, sys; sys.exit(not torch.cuda.is_available())"]
+    pythons = [p for p in (sys.executable, shutil.which("python3")) if p]
+    python = next((p for p in pythons if subprocess.run([p, *probe], capture_output=True).returncode == 0), None)
+    if python is None:
+        raise Skip("no Python here has a PyTorch that sees the card, with pyzmq, protobuf and numpy")
+    out = walk.scratch / "ipc.json"
+    seconds = 9
+    script = pathlib.Path(__file__).parent / "ipc_side.py"
+    with Daemon(walk, [walk.vae]) as daemon:
+        command = [python, script, ROOT / "clients" / "python", daemon.endpoint, out, str(walk.side), str(seconds)]
+        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=walk.log_file)
+        try:
+            timer = threading.Timer(max(1, min(150, walk.left())), client.kill)
+            timer.start()
+            is_ready = client.stdout.readline() == b"ready\n"
+            timer.cancel()
+            if not is_ready:
+                raise Failed(f"the client ended: {walk.last_of_log()}")
+        finally:
+            client.kill()  # with its lease
+            client.wait()
+        found = json.loads(out.read_text())
+        wait_for_lent(daemon, 0)
+    for name, ms in found["ms"].items():
+        walk.row(f"decode {walk.side}² of a torch CUDA tensor and back, {name}: ms", f"{ms:.2f}", "-", None)
+    if found["different"]:
+        raise Failed(f"other bytes than in frames: {', '.join(found['different'])}")
+    if found["device_bytes"] == 0:
+        raise Failed("no byte went by CUDA IPC: the log of luna at debug, or the daemon's, says why")
+    return f"{found['device_bytes'] >> 20} MiB by CUDA IPC, the same bytes; the lease ended with its client"
+
+
+def wait_for_lent(daemon, wanted):
+    """Until clients hold so many bytes of the device."""
+    deadline = time.monotonic() + 5
+    while True:
+        (device,) = json.loads(daemon.cli("status", "--json").stdout)["devices"]
+        if device["lent_bytes"] == wanted:
+            return
+        if time.monotonic() > deadline:
+            raise Failed(f"{device['lent_bytes']} bytes are lent, not {wanted}")
+        time.sleep(0.1)
 
 
 # ---- faults
@@ -647,13 +723,13 @@ def sanitize_unwritten(walk):
 STEPS = [
     ("card", find_card), ("models", make_models),
     ("conformance", conformance), ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
-    ("lanes", lanes),
+    ("lanes", lanes), ("linears", linears),
     ("golden VAE", golden_vae), ("golden CLIP", golden_text), ("CPU reference", reference_of_cpu),
     ("golden, large", golden_large),
     ("roofline", roofline), ("PyTorch", torch_side), ("bf16 beside PyTorch", beside_torch),
     ("decode, encode", bench_images), ("CLIP-L + G", bench_text), ("time by operation", bench_kernels),
     ("device memory", bench_memory),
-    ("8 clients", bench_clients), ("trace of the daemon", daemon_trace),
+    ("8 clients", bench_clients), ("client on the same card", same_card), ("trace of the daemon", daemon_trace),
     ("OOM shim", oom_shim), ("OOM at each allocation", oom), ("memory hog", hog), ("memory hog, daemon", hog_daemon),
     ("executor killed", kill),
     ("sanitizer: memcheck", sanitize_memory), ("sanitizer: racecheck", sanitize_races),

@@ -137,7 +137,7 @@ def test_a_larger_request_gets_a_larger_buffer_and_the_small_one_goes_back(make_
         with pytest.raises(luna.InvalidArgument, match="C 3 or 4"):
             client.encode_image(Array(np.zeros((1, 448, 448, 5), np.float32)))
         wait_until(lambda: transport(daemon).leases == 1, 5, "one buffer")
-        wait_until(lambda: device(daemon).lent_bytes == 4 * MB, 5, "the larger one")
+        wait_until(lambda: device(daemon).lent_bytes == 6 * MB, 5, "the larger one")
 
 
 def test_asyncio_has_a_buffer_for_each_call_that_runs(make_emulated):

@@ -507,6 +507,76 @@ static void a_lane_alone_uses_all_threads_and_its_launches_follow_each_other(voi
 }
 #endif
 
+#define SIDE 16u
+#define PICTURE_BYTES (3ull * SIDE * SIDE)
+
+// Pixels from slot 0 to slot 1, 8 bits wide: through the device, and exact.
+static struct program *program_of_copy(struct device *device)
+{
+    struct program *program = new_program(device);
+    struct value x = program_tensor(program, 1, SIDE, SIDE, 3);
+    program_pixels_load(program,
+                        &(struct pixels_load){.source = program_slot(program, 0, PICTURE_BYTES),
+                                              .dtype = DTYPE_U8,
+                                              .channels = 3,
+                                              .window = {SIDE, SIDE, 0, 0, SIDE, SIDE},
+                                              .output = x});
+    program_pixels_store(program,
+                         &(struct pixels_store){.input = x,
+                                                .clamp = true,
+                                                .h = SIDE,
+                                                .w = SIDE,
+                                                .output = program_slot(program, 1, PICTURE_BYTES),
+                                                .dtype = DTYPE_U8});
+    finish(program);
+    return program;
+}
+
+static void copy(struct lane *lane, const struct program *program, void *from, void *to)
+{
+    void *bindings[2] = {from, to};
+    struct error error = {.status = STATUS_OK};
+    lane_run(lane, program, bindings, 2);
+    must(lane_collect(lane, &error), &error);
+}
+
+static void a_program_reads_and_writes_a_loan(void **state)
+{
+    (void)state;
+    struct device *device = open_device(DRIVEN, 1);
+    struct device_loan loan = {.memory = NULL};
+    struct error error = {.status = STATUS_OK};
+    enum status status = device_lend(device, DEVICE_LOAN_UNIT_BYTES, &loan, &error);
+    if (status == STATUS_UNIMPLEMENTED) {  // the processor, and systems without CUDA IPC
+        print_message("%s\n", error.message);
+        device_close(&device);
+        return;
+    }
+    must(status, &error);
+    struct device_memory memory;
+    must(device_memory(device, &memory, &error), &error);
+    assert_int_equal(memory.used_bytes, DEVICE_LOAN_UNIT_BYTES);
+    struct program *program = program_of_copy(device);
+    struct lane *lane = new_lane(device, program);
+    uint8_t picture[PICTURE_BYTES], found[PICTURE_BYTES];
+    for (uint32_t i = 0; i < PICTURE_BYTES; i++) picture[i] = (uint8_t)(i * 7);
+    uint8_t *far = (uint8_t *)loan.memory + DEVICE_LOAN_UNIT_BYTES - PICTURE_BYTES;
+    memset(found, 0xff, sizeof found);
+    copy(lane, program, far, found);
+    for (uint32_t i = 0; i < PICTURE_BYTES; i++) assert_int_equal(found[i], 0);
+    copy(lane, program, picture, loan.memory);
+    copy(lane, program, loan.memory, far);  // never by the host
+    copy(lane, program, far, found);
+    assert_memory_equal(found, picture, sizeof found);
+    lane_destroy(&lane);
+    program_destroy(&program);
+    device_take_back(device, &loan);
+    assert_null(loan.memory);
+    must(device_memory(device, &memory, &error), &error);
+    assert_int_equal(memory.used_bytes, 0);
+    device_close(&device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -521,6 +591,7 @@ int main(void)
         cmocka_unit_test(destroying_a_lane_ends_what_it_runs),
         cmocka_unit_test(lanes_may_be_driven_by_different_threads),
         cmocka_unit_test(a_device_says_what_it_is),
+        cmocka_unit_test(a_program_reads_and_writes_a_loan),
 #ifndef LUNA_TEST_GPU
         cmocka_unit_test(the_reference_is_cancelled_from_another_thread),
         cmocka_unit_test(two_lanes_share_the_pool),

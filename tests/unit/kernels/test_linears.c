@@ -1,0 +1,271 @@
+// test_linears.c - a row of a linear has its bytes whatever rows are beside it, and a library that
+// makes the products of a GPU makes those that our kernels make.
+
+#include "tests/unit/kernels/subjects.h"
+
+#define ROWS 500u  // more than one block of a library, split or not
+
+#ifdef LUNA_TEST_CARD
+#define SHAPES                                                                                     \
+    {                                                                                              \
+        {64, 64}, {192, 64}, {2304, 768}, {1280, 1280}, {5120, 1280},                              \
+        {                                                                                          \
+            1280, 5120                                                                             \
+        }                                                                                          \
+    }
+#else
+#define SHAPES                                                                                     \
+    {                                                                                              \
+        {64, 64}, {192, 64},                                                                       \
+        {                                                                                          \
+            64, 256                                                                                \
+        }                                                                                          \
+    }
+#endif
+
+static const struct shape {
+    uint32_t k, c;
+} shapes[] = SHAPES;
+
+static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+
+// One linear: what it is made of.
+struct linear_case {
+    struct shape shape;
+    enum dtype type;  // of the weights
+    bool has_bias, has_paths;
+};
+
+// Some number from -1 to 1, the same for the same place.
+static float number(uint64_t i, uint32_t seed)
+{
+    uint64_t mixed = (i + 1) * UINT64_C(0x9e3779b97f4a7c15) + seed * UINT64_C(0xbf58476d1ce4e5b9);
+    return (float)(mixed >> 40) / 8388608.0f - 1.0f;
+}
+
+static float *numbers(struct rig *rig, uint64_t count, uint32_t seed)
+{
+    float *values = rig_own(rig, malloc(count * sizeof *values));
+    for (uint64_t i = 0; i < count; i++) values[i] = number(i, seed);
+    return values;
+}
+
+static struct weight *matrix(struct rig *rig, const struct linear_case *with, struct shape shape,
+                             uint32_t seed)
+{
+    uint64_t count = (uint64_t)shape.k * shape.c;
+    struct weight_source source = {
+        .form = WEIGHT_MATRIX, .dtype = with->type, .dims = {shape.k, shape.c}, .parts_count = 1};
+    return rig_weight(rig, source, numbers(rig, count, seed), count);
+}
+
+// An adapter on all rows but the first three of all; the rows here are `count` from `first` on.
+static uint32_t add_paths(struct rig *rig, const struct linear_case *with, uint32_t first,
+                          uint32_t count, struct low_rank *paths)
+{
+    if (!with->has_paths) return 0;
+    struct shape shape = with->shape;
+    struct weight *down = matrix(rig, with, (struct shape){4, shape.c}, 5);
+    struct weight *up = matrix(rig, with, (struct shape){shape.k, 4}, 6);
+    uint32_t begin = first < 3 ? 3 - first : 0;  // rows 3 to the last
+    if (begin >= count) return 0;
+    paths[0] = (struct low_rank){.row_begin = begin,
+                                 .row_count = count - begin,
+                                 .column_count = shape.k,
+                                 .rank = 4,
+                                 .down = down,
+                                 .up = up,
+                                 .scale = 0.5f};
+    return 1;
+}
+
+// Rows `first` to `first + count` of the case; the caller frees them.
+static float *run_rows(struct device *device, const struct linear_case *with, uint32_t first,
+                       uint32_t count)
+{
+    struct rig rig;
+    struct low_rank paths[1];
+    struct shape shape = with->shape;
+    rig_begin(&rig, device);
+    float *input = rig_own(&rig, malloc((uint64_t)count * shape.c * sizeof *input));
+    for (uint64_t i = 0; i < (uint64_t)count * shape.c; i++) {
+        input[i] = number((uint64_t)first * shape.c + i, 1);
+    }
+    struct linear op = {.rows = count, .c = shape.c, .k = shape.k};
+    op.input = rig_load(&rig, input, count, shape.c);
+    op.weight = matrix(&rig, with, shape, 2);
+    if (with->has_bias) op.bias = rig_vector(&rig, numbers(&rig, shape.k, 3), shape.k);
+    op.activation = ACTIVATION_QUICK_GELU;
+    op.output = rig_tensor(&rig, count, shape.k);
+    op.low_rank_count = add_paths(&rig, with, first, count, paths);
+    op.low_rank = op.low_rank_count > 0 ? paths : NULL;
+    program_linear(rig.program, &op);
+    float *stored = rig_store(&rig, op.output, (uint64_t)count * shape.k);
+    rig_run(&rig);
+    float *result = malloc((uint64_t)count * shape.k * sizeof *result);
+    assert_non_null(result);
+    memcpy(result, stored, (uint64_t)count * shape.k * sizeof *result);
+    rig_end(&rig);
+    return result;
+}
+
+static struct device *open_subject(const struct subject *subject, const char *linears)
+{
+    struct device_options options = {
+        .name = subject->name, .threads = subject->threads, .precision_fast = subject->fast};
+    setenv("LUNA_CUDA_LINEARS", linears, 1);
+    struct device *device = open_device_with(&options);
+    unsetenv("LUNA_CUDA_LINEARS");
+    return device;
+}
+
+static void check_rows(struct device *device, const struct linear_case *with)
+{
+    static const struct {
+        uint32_t first, count;
+    } parts[] = {{0, 1}, {2, 5}, {77, 154}, {100, 400}};
+    float *whole = run_rows(device, with, 0, ROWS);
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        float *part = run_rows(device, with, parts[i].first, parts[i].count);
+        uint64_t count = (uint64_t)parts[i].count * with->shape.k;
+        if (memcmp(part, whole + (uint64_t)parts[i].first * with->shape.k, count * sizeof *part)) {
+            fail_msg("%s, %s, [%u, %u]: rows %u to %u have other bytes than among %u",
+                     device_info(device)->label, dtype_name(with->type), with->shape.k,
+                     with->shape.c, parts[i].first, parts[i].first + parts[i].count, ROWS);
+        }
+        free(part);
+    }
+    free(whole);
+}
+
+static void for_each_case(struct device *device,
+                          void (*check)(struct device *device, const struct linear_case *with))
+{
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (size_t j = 0; j < sizeof types / sizeof types[0]; j++) {
+            struct linear_case with = {.shape = shapes[i],
+                                       .type = types[j],
+                                       .has_bias = (i + j) % 2 == 0,
+                                       .has_paths = i == 0};
+            check(device, &with);
+        }
+    }
+}
+
+static void a_row_has_its_bytes_whatever_rows_are_beside_it(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < SUBJECTS; i++) {
+        if (is_repeat(i)) continue;
+        struct device *device = open_subject(&subjects[i], "own");
+        for_each_case(device, check_rows);
+        device_close(&device);
+    }
+}
+
+#ifdef LUNA_TEST_GPU
+
+static void by_a_library_too(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < SUBJECTS; i++) {
+        struct device *device = open_subject(&subjects[i], "cublaslt");
+        print_message("%s\n", device_info(device)->note);
+        for_each_case(device, check_rows);
+        device_close(&device);
+    }
+}
+
+// The emulator's library is made of our kernels: what surrounds it must not change a bit. On a card
+// the sums have another order.
+static double bar_of(enum dtype storage)
+{
+#ifdef LUNA_TEST_CARD
+    if (storage == DTYPE_F32) return 4e-6;
+    return storage == DTYPE_F16 ? 2e-3 : 2e-2;
+#else
+    (void)storage;
+    return 0;
+#endif
+}
+
+static void check_pair(struct device *own, struct device *other, const struct linear_case *with,
+                       double bar)
+{
+    float *a = run_rows(own, with, 0, ROWS);
+    float *b = run_rows(other, with, 0, ROWS);
+    double worst = 0;
+    double largest = 0;
+    for (uint64_t i = 0; i < (uint64_t)ROWS * with->shape.k; i++) {
+        double off = fabs((double)a[i] - (double)b[i]);
+        if (!(off <= worst)) worst = off;
+        largest = fmax(largest, fabs((double)a[i]));
+    }
+    if (!(worst <= bar * largest)) {
+        fail_msg("%s, [%u, %u]: off by %g of %g", dtype_name(with->type), with->shape.k,
+                 with->shape.c, worst, largest);
+    }
+    free(a);
+    free(b);
+}
+
+static void a_library_makes_the_products_of_our_kernels(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < SUBJECTS; i++) {
+        struct device *own = open_subject(&subjects[i], "own");
+        struct device *other = open_subject(&subjects[i], "cublaslt");
+        for (size_t j = 0; j < sizeof shapes / sizeof shapes[0]; j++) {
+            for (size_t k = 0; k < sizeof types / sizeof types[0]; k++) {
+                struct linear_case with = {.shape = shapes[j],
+                                           .type = types[k],
+                                           .has_bias = (j + k) % 2 == 1,
+                                           .has_paths = j == 0};
+                check_pair(own, other, &with, bar_of(subjects[i].storage));
+            }
+        }
+        device_close(&other);
+        device_close(&own);
+    }
+}
+
+static void who_makes_the_products_is_said_and_what_is_none_is_refused(void **state)
+{
+    (void)state;
+    struct device *device = NULL;
+    struct error error;
+    struct device_options options = {.name = subjects[0].name};
+    setenv("LUNA_CUDA_LINEARS", "mine", 1);
+    assert_int_equal(device_open(&device, &options, &error), STATUS_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.message, "LUNA_CUDA_LINEARS is \"mine\""));
+    setenv("LUNA_CUDA_LINEARS", "cublaslt", 1);
+    const char *before = getenv("LUNA_CUBLASLT");
+    char path[512];
+    snprintf(path, sizeof path, "%s", before != NULL ? before : "");
+    setenv("LUNA_CUBLASLT", "/nowhere/libcublasLt.so", 1);
+    device = open_device_with(&options);
+    assert_non_null(strstr(device_info(device)->note, "linears by our own kernels: "));
+    assert_non_null(strstr(device_info(device)->note, "/nowhere/libcublasLt.so"));
+    device_close(&device);
+    unsetenv("LUNA_CUBLASLT");
+    if (path[0] != '\0') setenv("LUNA_CUBLASLT", path, 1);
+    unsetenv("LUNA_CUDA_LINEARS");
+    device = open_device_with(&options);
+    assert_string_equal(device_info(device)->note, "");
+    device_close(&device);
+}
+
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_row_has_its_bytes_whatever_rows_are_beside_it),
+#ifdef LUNA_TEST_GPU
+        cmocka_unit_test(by_a_library_too),
+        cmocka_unit_test(a_library_makes_the_products_of_our_kernels),
+        cmocka_unit_test(who_makes_the_products_is_said_and_what_is_none_is_refused),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
