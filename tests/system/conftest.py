@@ -4,6 +4,7 @@ LUNA_BINARY names the binary; build/luna where it does not. Nothing here sleeps 
 wait is for a line, an event, a state of the status or an end of a process, with a deadline.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -34,7 +35,7 @@ PATIENCE = float(os.environ.get("LUNA_PATIENCE", "4" if "san" in BINARY.parent.n
 @pytest.fixture(scope="session")
 def models():
     """The folder with the demo's VAE and two small text encoders."""
-    return files.make_models(ROOT / "build" / "tests" / "models")
+    return files.make_models(BINARY.parent / "tests" / "models")
 
 
 def wait_until(condition, seconds, what):
@@ -48,10 +49,21 @@ def wait_until(condition, seconds, what):
         time.sleep(0.01)
 
 
+# Below what the system gives to outgoing connections, and each only once: nobody takes a port between
+# this look at it and the daemon's. Processes begin at different places.
+_PORTS = itertools.cycle(range(20000, 30000))
+next(itertools.islice(_PORTS, os.getpid() * 97 % 10000, None))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in _PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def children_of(pid):
