@@ -106,7 +106,7 @@ __device__ void load_weight(const void *packed, uint32_t taps, uint32_t c, uint3
         uint32_t k = i / CHUNK % CHANNELS;
         uint32_t tap = i / CHUNK / CHANNELS;
         uint64_t row = static_cast<uint64_t>(tap * chunks + channel / GPU_CHUNK) * a.k + tile.k + k;
-        uint64_t at = row * GPU_CHUNK + channel % GPU_CHUNK + inner;
+        uint64_t at = row * GPU_CHUNK + GPU_CHUNK_PLACE(tile.k + k, channel % GPU_CHUNK + inner);
         stage->weight[tap][inner][k] =
             tile.k + k < a.k ? gpu::widen(static_cast<const T *>(packed)[at]) : 0.0f;
     }

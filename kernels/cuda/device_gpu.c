@@ -1,5 +1,8 @@
 // device_gpu.c - opening a GPU, and its class. Names are "cuda:0" or "emulated"; behind a further
 // colon stands the storage type of a fast device, "cuda:0:f16", bf16 where it is not said.
+//
+// $LUNA_CUDA_CONVOLUTION says which kernel convolves 16-bit activations: "mma", which every card
+// has and which is the default, or "wgmma", for compute capability 9.0 alone.
 
 #include "kernels/cuda/device_gpu.h"
 
@@ -104,6 +107,24 @@ static enum status read_name(struct gpu_name *out, const char *name, struct erro
     return STATUS_OK;
 }
 
+static enum status choose_convolution(bool *out, const struct gpu_facts *facts, struct error *error)
+{
+    const char *name = getenv("LUNA_CUDA_CONVOLUTION");
+    bool is_wgmma = name != NULL && strcmp(name, "wgmma") == 0;
+    if (name != NULL && !is_wgmma && strcmp(name, "mma") != 0) {
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "LUNA_CUDA_CONVOLUTION is \"%s\", neither mma nor wgmma", name);
+    }
+    if (is_wgmma && strcmp(facts->capability, "9.0") != 0) {
+        return error_set(error, STATUS_INVALID_ARGUMENT,
+                         "LUNA_CUDA_CONVOLUTION is wgmma, which needs compute capability 9.0: %s "
+                         "has %s",
+                         facts->label, facts->capability);
+    }
+    *out = is_wgmma;
+    return STATUS_OK;
+}
+
 static void fill_info(struct device_info *info, const char *name, const struct gpu_facts *facts)
 {
     snprintf(info->name, sizeof info->name, "%s", name);
@@ -146,6 +167,8 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a device");
     status = gpu_open(&self->card, name.number, error);
     if (status != STATUS_OK) goto done;
+    status = choose_convolution(&self->has_wgmma, gpu_describe(self->card), error);
+    if (status != STATUS_OK) goto done;
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
     const char *graphs = getenv("LUNA_CUDA_GRAPHS");
@@ -161,6 +184,7 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     self = NULL;
 
 done:
+    if (self != NULL && self->card != NULL) gpu_close(&self->card);
     free(self);
     return status;
 }

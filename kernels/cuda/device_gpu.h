@@ -17,6 +17,7 @@ struct gpu_device {
     struct gpu_blas *blas;  // makes the products of linears; NULL: our own kernels do
     bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_CUDA_GRAPHS is 0
     enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
+    bool has_wgmma;         // convolutions of 16 bits run convolution_wgmma.cu
 };
 
 // A weight in device memory: vectors as float32, tables and the matrices of a faithful device as

@@ -311,7 +311,7 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
              static_cast<unsigned long long>(emulation::settings().seed));
     snprintf(facts->driver, sizeof facts->driver, "emulation");
     snprintf(facts->uuid, sizeof facts->uuid, "GPU-00000000-0000-0000-0000-%012u", number);
-    snprintf(facts->capability, sizeof facts->capability, "8.0");
+    snprintf(facts->capability, sizeof facts->capability, "9.0");
     *out = self;
     return STATUS_OK;
 }

@@ -1,7 +1,8 @@
 // enqueue_convolution.c - a convolution: factors of its norm, the sums, moments of its output.
 //
-// Which of the two kernels runs depends on the shapes alone. What lies between the launches is in
-// the operation's workspace: factors, partials, and the four folded windows of an upsampling one.
+// Whether a kernel on tensor cores runs depends on the shapes alone, and which of the two on the
+// device. What lies between the launches is in the operation's workspace: factors, partials, and
+// the four folded windows of an upsampling one.
 
 #include <assert.h>
 
@@ -121,7 +122,9 @@ void gpu_enqueue_convolution(const struct gpu_run *run)
         arguments.partials = gpu_workspace(run, layout.partials);
     }
     if (is_mma && op->upsample) arguments.weight = enqueue_phases(run, op, layout.phases);
-    if (is_mma) {
+    if (is_mma && run->device->has_wgmma) {
+        gpu_launch_convolution_wgmma(run->stream, &arguments);
+    } else if (is_mma) {
         gpu_launch_convolution_mma(run->stream, &arguments);
     } else {
         gpu_launch_convolution_plain(run->stream, &arguments);

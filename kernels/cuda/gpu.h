@@ -167,6 +167,23 @@ template <class T> __device__ __forceinline__ uint32_t narrow_pair(float low, fl
 }
 
 // ---------------------------------------------------------------------------------------------
+// Barriers
+
+// Where the whole block waits.
+struct block_barrier {
+    __device__ __forceinline__ static void wait(GPU_SITE)
+        GPU_BODY(__syncthreads(), emulation::barrier(0, 0 GPU_PASS_SITE))
+};
+
+// Where COUNT threads, whole warps, wait: NUMBER is one of 1 to 15.
+template <int NUMBER, unsigned COUNT> struct part_barrier {
+    __device__ __forceinline__ static void wait(GPU_SITE)
+        GPU_BODY(asm volatile("bar.sync %0, %1;" ::"n"(NUMBER), "n"(COUNT)
+                              : "memory"),
+                 emulation::barrier(NUMBER, COUNT GPU_PASS_SITE))
+};
+
+// ---------------------------------------------------------------------------------------------
 // Approximations. Relative bounds as the PTX manual documents them.
 
 // 2^x, 2^-22; subnormal results are zero.

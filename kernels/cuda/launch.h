@@ -158,8 +158,11 @@ void gpu_launch_normalize(struct gpu_stream *stream, const struct gpu_normalize 
 // Convolution
 
 // Weights are packed [tap][chunk][k][GPU_CHUNK]: chunks of input channels, the last one padded with
-// zeros.
+// zeros. Within a row of a chunk, units of 8 channels lie in the order in which tensor cores read
+// them from shared memory without a conflict of banks (tiles.h), so that a block of rows is copied
+// as it is: channel c of output channel k is element GPU_CHUNK_PLACE(k, c) of its row.
 #define GPU_CHUNK 32u
+#define GPU_CHUNK_PLACE(k, c) ((((c) >> 3 ^ ((k) >> 1 & 3u)) << 3) + ((c)&7u))
 
 struct gpu_convolution {
     const void *input;                  // [n, h, w, c]
@@ -186,6 +189,10 @@ void gpu_launch_convolution_plain(struct gpu_stream *stream,
 // 16-bit types on tensor cores. With upsample, weight holds four packed 2x2 windows, see
 // gpu_launch_fold_phases, and there is no shortcut.
 void gpu_launch_convolution_mma(struct gpu_stream *stream, const struct gpu_convolution *arguments);
+
+// The same by the instructions of compute capability 9.0 alone; partials have as many slots.
+void gpu_launch_convolution_wgmma(struct gpu_stream *stream,
+                                  const struct gpu_convolution *arguments);
 
 // How many partials an image of such an output has.
 // Thread:    any.

@@ -75,16 +75,22 @@ if(CUDA_INCLUDE AND CUDA_RUNTIME)
   file(MAKE_DIRECTORY ${CUDA_FOLDER})
   foreach(source ${GPU_KERNEL_SOURCES})
     get_filename_component(name ${source} NAME_WE)
+    set(codes "-gencode=arch=compute_80,code=[${CUDA_CODES}]")
+    if(name MATCHES "wgmma$")
+      # No other card has these instructions; kernels/cuda/device_gpu.c launches them on no other.
+      set(codes "-gencode=arch=compute_90a,code=sm_90a")
+    endif()
     set(object ${CUDA_FOLDER}/${name}.o)
     add_custom_command(
       OUTPUT ${object} ${CUDA_FOLDER}/${name}.log
       COMMAND ${NVCC} -std=c++17 -O3 -fmad=false -Werror all-warnings -Xcompiler
               -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas
-              "-gencode=arch=compute_80,code=[${CUDA_CODES}]" -Xptxas -v -I${CMAKE_SOURCE_DIR}
+              "${codes}" -Xptxas -v -I${CMAKE_SOURCE_DIR}
               -c ${source} -o ${object} > ${CUDA_FOLDER}/${name}.log 2>&1
               || (cat ${CUDA_FOLDER}/${name}.log && false)
-      DEPENDS ${source} kernels/cuda/gpu.h kernels/cuda/elements.h kernels/cuda/tiles.h
-              kernels/cuda/launch.h kernels/cuda/driver.h
+      DEPENDS ${source} kernels/cuda/gpu.h kernels/cuda/gpu_hopper.h kernels/cuda/elements.h
+              kernels/cuda/tiles.h kernels/cuda/convolution_tile.h kernels/cuda/launch.h
+              kernels/cuda/driver.h
       COMMENT "nvcc ${name}")
     list(APPEND CUDA_OBJECTS ${object})
   endforeach()

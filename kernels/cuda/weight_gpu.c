@@ -2,8 +2,9 @@
 // memory that the driver pinned, and copied from there; the host holds no other copy.
 //
 // Convolutions are packed [tap][chunk of 32 channels][k][32], the last chunk padded with zeros, so
-// that a block loads whole rows of 64 bytes whatever c is. Rows of matrices are padded to multiples
-// of 8 elements, for copies of 16 bytes. Parts are one behind the other along k.
+// that a block loads whole rows of 64 bytes whatever c is; within a row as GPU_CHUNK_PLACE says.
+// Rows of matrices are padded to multiples of 8 elements, for copies of 16 bytes. Parts are one
+// behind the other along k.
 
 #include <assert.h>
 #include <stdlib.h>
@@ -91,9 +92,8 @@ static void pack_rows(const struct packing *self, uint8_t *to, uint64_t first, u
     }
 }
 
-// Channels from..from + count of one tap of one filter, [c, taps] in the file.
-static void pack_channels(const struct packing *self, uint8_t *to, uint64_t row, uint32_t from,
-                          uint32_t count)
+// A packed row: the channels of one chunk and tap of one filter, which is [c, taps] in the file.
+static void pack_chunk(const struct packing *self, uint8_t *to, uint64_t row)
 {
     const struct weight_source *source = self->source;
     uint32_t c = source->dims[1];
@@ -101,27 +101,33 @@ static void pack_channels(const struct packing *self, uint8_t *to, uint64_t row,
     uint32_t chunks = (uint32_t)round_up(c, GPU_CHUNK) / GPU_CHUNK;
     uint32_t k = (uint32_t)(row % self->layout.k);
     uint32_t tap = (uint32_t)(row / self->layout.k / chunks);
-    uint32_t channel = (uint32_t)(row / self->layout.k % chunks) * GPU_CHUNK + from;
-    uint32_t known = channel < c ? (uint32_t)lesser(count, c - channel) : 0;
+    uint32_t channel = (uint32_t)(row / self->layout.k % chunks) * GPU_CHUNK;
+    uint32_t known = (uint32_t)lesser(GPU_CHUNK, c - channel);
     uint32_t bytes = dtype_bytes(source->dtype);
     uint8_t gathered[GPU_CHUNK * sizeof(float)];
+    uint8_t dense[GPU_CHUNK * sizeof(float)] = {0};
     const uint8_t *filter = source_at(source, k, 0);
     for (uint32_t i = 0; i < known; i++) {
         memcpy(gathered + i * bytes, filter + ((uint64_t)(channel + i) * taps + tap) * bytes,
                bytes);
     }
-    if (known > 0) dtype_convert(to, self->layout.type, gathered, source->dtype, known);
+    dtype_convert(dense, self->layout.type, gathered, source->dtype, known);
     bytes = dtype_bytes(self->layout.type);
-    memset(to + (uint64_t)known * bytes, 0, (uint64_t)(count - known) * bytes);
+    for (uint32_t i = 0; i < GPU_CHUNK; i += 8) {
+        memcpy(to + GPU_CHUNK_PLACE(k, i) * bytes, dense + i * bytes, 8 * bytes);
+    }
 }
 
 static void pack_filters(const struct packing *self, uint8_t *to, uint64_t first, uint64_t count)
 {
+    uint32_t bytes = dtype_bytes(self->layout.type);
     while (count > 0) {
         uint32_t from = (uint32_t)(first % GPU_CHUNK);
         uint32_t run = (uint32_t)lesser(count, GPU_CHUNK - from);
-        pack_channels(self, to, first / GPU_CHUNK, from, run);
-        to += (uint64_t)run * dtype_bytes(self->layout.type);
+        uint8_t row[GPU_CHUNK * sizeof(float)];
+        pack_chunk(self, row, first / GPU_CHUNK);
+        memcpy(to, row + from * bytes, run * bytes);
+        to += run * bytes;
         first += run;
         count -= run;
     }

@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -256,6 +257,7 @@ void sleep_until_woken(fiber *fiber)
     block->warps[fiber->warp].ready &= ~(1u << fiber->lane);
     block->ready--;
     struct fiber *next = next_ready(block);
+    while (next == nullptr && block->alive > 0 && land_oldest(block)) next = next_ready(block);
     if (next == nullptr && block->alive > 0) {
         fault(format("deadlock, nobody can run: %s", who_waits(block).bytes));
     }
@@ -288,6 +290,23 @@ void fault(const text &message)
     leave_launch(fiber);
 }
 
+void sleep_in(fiber_state state, int number, const char *waits_for, site at)
+{
+    fiber *fiber = current;
+    fiber->state = state;
+    fiber->barrier = number;
+    fiber->at = at;
+    fiber->waits_for = waits_for;
+    sleep_until_woken(fiber);
+}
+
+void wake_all(block *block, fiber_state state, int number)
+{
+    for (fiber &fiber : block->fibers) {
+        if (fiber.state == state && fiber.barrier == number) wake(&fiber);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Barriers
 
@@ -298,15 +317,15 @@ void open_barrier(block *block, int number)
 {
     bool whole = block->barriers[number].expected == 0;
     block->barriers[number].arrived = 0;
-    block->epoch++;
+    if (!whole && races().sync_some != nullptr) races().sync_some(block, number);
     if (whole) {
+        if (races().sync_block != nullptr) races().sync_block(block);
+        block->epoch++;
         permute(block);
         block->lane_at = 0;
         block->warp_at = 0;
     }
-    for (fiber &fiber : block->fibers) {
-        if (fiber.state == fiber_state::in_barrier && fiber.barrier == number) wake(&fiber);
-    }
+    wake_all(block, fiber_state::in_barrier, number);
 }
 
 }  // namespace
@@ -317,6 +336,10 @@ void barrier(int number, unsigned count, const char *site_file, int site_line)
     block *block = fiber->owner;
     barrier_state &state = block->barriers[number];
     site at{site_file, site_line};
+    if (count % 32 != 0) {
+        fault(format("barrier %d at %s: %u threads are no whole warps", number, place(at).bytes,
+                     count));
+    }
     if (count == 0 && block->alive < block->threads) {
         fault(format("barrier at %s after %u threads have exited: %s", place(at).bytes,
                      block->threads - block->alive, who_waits(block).bytes));
@@ -336,11 +359,7 @@ void barrier(int number, unsigned count, const char *site_file, int site_line)
         if (next != fiber) jump(fiber, next, false);
         return;
     }
-    fiber->state = fiber_state::in_barrier;
-    fiber->barrier = number;
-    fiber->at = at;
-    fiber->waits_for = "barrier";
-    sleep_until_woken(fiber);
+    sleep_in(fiber_state::in_barrier, number, "barrier", at);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -413,8 +432,8 @@ void meet(const char *kind, uint32_t mask, void *argument, site at, warp_body bo
 
 void sync_warp(uint32_t mask, const char *site_file, int site_line)
 {
-    meet("__syncwarp", mask, nullptr, site{site_file, site_line}, [](void **, uint32_t) {
-        if (races().sync_warp != nullptr) races().sync_warp(current->warp);
+    meet("__syncwarp", mask, nullptr, site{site_file, site_line}, [](void **, uint32_t lanes) {
+        if (races().sync_lanes != nullptr) races().sync_lanes(current->warp, lanes);
     });
 }
 
@@ -454,6 +473,7 @@ void fiber_main()
     block->body(block->context);
     fiber *fiber = current;
     check_exit(fiber);
+    check_exit_of_groups(fiber, block->alive == 1);
     fiber->state = fiber_state::done;
     block->alive--;
     sleep_until_woken(fiber);
@@ -539,7 +559,11 @@ void run_block(block *block, uint3 index)
     block->epoch++;
     set_order(block);
     for (barrier_state &state : block->barriers) state = {};
-    for (warp &warp : block->warps) warp = {};
+    unsigned registers = std::min(65536 / block->threads / 8 * 8, 255u);
+    for (warp &warp : block->warps) {
+        warp = {};
+        warp.registers = registers;
+    }
     machine &machine = self();
     if (machine.shared == nullptr) machine.shared = map_or_abort(SHARED_BYTES);
     block->shared = machine.shared;
@@ -548,7 +572,10 @@ void run_block(block *block, uint3 index)
     if (block->launch->shared_bytes > 0) {
         add_piece(block, SHARED_DYNAMIC, block->launch->shared_bytes, nullptr);
     }
-    if (races().begin_block != nullptr) races().begin_block();
+    block->counters.clear();
+    block->bulk_copies.clear();
+    block->group_steps.assign((block->warps_count + 3) / 4, {});
+    if (races().begin_block != nullptr) races().begin_block(block->threads);
     char *stacks = stacks_for(block->threads);
     for (unsigned i = 0; i < block->threads; i++) {
         prepare_fiber(block, i, stacks + i * (STACK_BYTES + PAGE_BYTES) + PAGE_BYTES);

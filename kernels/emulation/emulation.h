@@ -56,10 +56,10 @@ struct options {
 
 struct counters {
     uint64_t blocks;           // that ran to their end
-    uint64_t multiplications;  // mma of a warp
+    uint64_t multiplications;  // mma of a warp, and a warp's part of wgmma
     uint64_t matrix_phases;    // groups of eight rows that ldmatrix read
     uint64_t bank_conflicts;   // extra turns that they took
-    uint64_t copies;           // cp.async
+    uint64_t copies;           // cp.async, and cp.async.bulk
 };
 
 // Both live as long as the program; they are read and written between launches, by one thread.
@@ -193,6 +193,41 @@ void multiply_f16(float *d, const uint32_t *a, const uint32_t *b, EMULATION_SITE
 
 // An approximate function's result: exact, or off by its documented relative bound.
 float approximate(float exact, float bound);
+
+// ---------------------------------------------------------------------------------------------
+// What compute capability 9.0 adds, see gpu_hopper.h
+
+// Barriers in shared memory (mbarrier): a phase ends when count threads have arrived and the bytes
+// that were expected are there.
+void counter_create(uint64_t *at, uint32_t count, EMULATION_SITE);
+void counter_arrive(uint64_t *at, uint32_t expected_bytes, EMULATION_SITE);
+void counter_wait(uint64_t *at, uint32_t parity, EMULATION_SITE);
+
+// fence.proxy.async
+void fence_async(site at);
+
+// cp.async.bulk: lands at once, when nobody else can run, or between, as the seed says.
+void copy_bulk(void *to, const void *from, uint32_t bytes, uint64_t *counter, EMULATION_SITE);
+
+// setmaxnreg: takes wait until other warpgroups have given.
+void set_registers(unsigned count, bool takes, EMULATION_SITE);
+
+// A lane's part of wgmma.mma_async with a in registers: d [16 of a warp, n] += a [16, 16] b [16,
+// n].
+struct group_product {
+    float *d;           // n / 2
+    const uint32_t *a;  // 4
+    uint64_t columns;   // descriptor of b
+    unsigned n;
+    bool is_bf16;
+};
+
+// Products happen at once or at the wait for their group, as the seed says; until then their sums
+// are NaN, and neither sums nor operands may be touched.
+void group_multiply(const group_product &product, site at);
+void group_fence(site at);
+void group_commit(site at);
+void group_wait(unsigned groups_left, site at);
 
 // ---------------------------------------------------------------------------------------------
 // Atomic operations: fibers do not interrupt each other, so a plain update is one.

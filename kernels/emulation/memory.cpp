@@ -60,16 +60,12 @@ uint32_t shared_address(const void *at, const char *site_file, int site_line)
     return SHARED_BASE + static_cast<uint32_t>(offset);
 }
 
-char *shared_memory(uint32_t address, unsigned size, const char *kind, site at)
+char *shared_range(uint32_t address, uint32_t bytes, const char *kind, site at)
 {
     block *block = current->owner;
     uint32_t offset = address - SHARED_BASE;
-    if (address % size != 0) {
-        fault(format("%s at %s: shared address +0x%x is not aligned to %u bytes", kind,
-                     place(at).bytes, offset, size));
-    }
     for (const piece &piece : block->pieces) {
-        if (offset >= piece.offset && offset + size <= piece.offset + piece.bytes) {
+        if (offset >= piece.offset && offset + bytes <= piece.offset + piece.bytes) {
             return block->shared + offset;
         }
     }
@@ -77,6 +73,15 @@ char *shared_memory(uint32_t address, unsigned size, const char *kind, site at)
                  "%zu bytes)",
                  kind, place(at).bytes, static_cast<int>(offset - SHARED_DYNAMIC),
                  block->launch->shared_bytes));
+}
+
+char *shared_memory(uint32_t address, unsigned size, const char *kind, site at)
+{
+    if (address % size != 0) {
+        fault(format("%s at %s: shared address +0x%x is not aligned to %u bytes", kind,
+                     place(at).bytes, address - SHARED_BASE, size));
+    }
+    return shared_range(address, size, kind, at);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -176,13 +181,13 @@ void land(copy &copy, site at)
     memset(to + copy.bytes, 0, copy.size - copy.bytes);
 }
 
+}  // namespace
+
 bool lands_early()
 {
     uint64_t seed = settings().seed;
     return seed == 1 || (seed >= 2 && (roll(current->owner) & 1) != 0);
 }
-
-}  // namespace
 
 void copy_async(uint32_t to, const void *from, unsigned size, unsigned bytes, const char *site_file,
                 int site_line)

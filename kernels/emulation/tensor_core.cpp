@@ -107,6 +107,7 @@ void read_matrix(void **arguments, unsigned matrix, uint16_t elements[8][8])
 void execute_load_matrix(void **arguments, uint32_t mask)
 {
     static_cast<void>(mask);
+    current->owner->warps[current->warp].is_fenced = false;
     unsigned matrices = static_cast<matrix_part *>(arguments[0])->matrices;
     bool transposed = static_cast<matrix_part *>(arguments[0])->transposed;
     for (unsigned matrix = 0; matrix < matrices; matrix++) {

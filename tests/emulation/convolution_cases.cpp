@@ -1,5 +1,6 @@
 // convolution_cases.cpp - a few convolutions on tensor cores against loops over the plain layout,
-// for inject.py, which compiles it with a kernel that it has broken. The exit code is the verdict:
+// for inject.py, which compiles it with a kernel that it has broken. It takes a word, which of the
+// kernels: mma or wgmma. The exit code is the verdict:
 //
 //     0  right, and no bank conflict        1  wrong values
 //     2  a report of the emulator           3  right, but with bank conflicts
@@ -25,12 +26,13 @@ struct test_case {
 };
 
 // Small, and odd where the form is: 3x3 with tails everywhere, several chunks, few outputs, stride
-// 2, phases, 1x1 with a shortcut.
+// 2, more chunks than a ring has places, phases, 1x1 with a shortcut.
 const test_case cases[] = {
     {2, 7, 5, 40, 130, 3, 1, false, true, true, true, 0},
     {1, 17, 18, 64, 32, 3, 1, false, true, true, false, 24},
     {1, 18, 17, 32, 5, 3, 1, false, false, false, false, 0},
-    {1, 19, 20, 72, 24, 3, 2, false, false, false, false, 0},
+    {1, 19, 20, 72, 72, 3, 2, false, false, false, false, 0},
+    {1, 3, 4, 136, 8, 3, 1, false, false, false, false, 0},
     {1, 9, 17, 32, 40, 3, 1, true, false, false, false, 0},
     {1, 16, 20, 100, 24, 1, 1, false, true, false, true, 40},
 };
@@ -73,7 +75,7 @@ element *upload_elements(const floats &values)
     return upload(narrow);
 }
 
-// [k, c, taps] to [tap][chunk][k][32].
+// [k, c, taps] to [tap][chunk][k][32], units of 8 channels exchanged as launch.h says.
 floats pack(const floats &weight, uint32_t k, uint32_t c, uint32_t taps)
 {
     uint32_t chunks = (c + 31) / 32;
@@ -81,8 +83,8 @@ floats pack(const floats &weight, uint32_t k, uint32_t c, uint32_t taps)
     for (uint32_t i = 0; i < k; i++) {
         for (uint32_t j = 0; j < c; j++) {
             for (uint32_t tap = 0; tap < taps; tap++) {
-                uint64_t at =
-                    ((tap * chunks + j / 32) * static_cast<uint64_t>(k) + i) * 32 + j % 32;
+                uint64_t row = (tap * chunks + j / 32) * static_cast<uint64_t>(k) + i;
+                uint64_t at = row * 32 + (j % 32 / 8 ^ i % 8 / 2) * 8 + j % 8;
                 packed[at] = weight[(i * static_cast<uint64_t>(c) + j) * taps + tap];
             }
         }
@@ -256,13 +258,15 @@ bool values_are_right(const test_case &test, const numbers &all, const struct gp
 
 }  // namespace
 
-int main()
+int main(int count, char **words)
 {
+    bool is_wgmma = count > 1 && strcmp(words[1], "wgmma") == 0;
+    auto *launch = is_wgmma ? gpu_launch_convolution_wgmma : gpu_launch_convolution_mma;
     struct gpu_stream stream = {};
     for (const test_case &test : cases) {
         numbers all = make_numbers(test);
         struct gpu_convolution a = arguments_of(test, all, &stream);
-        gpu_launch_convolution_mma(&stream, &a);
+        launch(&stream, &a);
         if (stream.has_failed) {
             printf("%s\n", stream.report);
             return 2;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fails when ptxas spilled a register of any kernel in the logs that it is given.
+"""Fails when ptxas spilled a register of any kernel in the logs that it is given, or says that it waits for each
+wgmma at once (C7510 and its kind) or leaves setmaxnreg out (C7508).
 
     python3 tests/emulation/spills.py build/cuda/convolution_mma.log ...
 """
@@ -16,6 +17,8 @@ def spills(text):
         if match:
             entry = f"{match[1]} for {match[2]}"
         match = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)
+        if "serialized" in line or re.search(r"\(C75\d\d\)", line):
+            found.append(("ptxas", line.strip()))
         if match:
             count += 1
             if match[1] != "0" or match[2] != "0":

@@ -273,6 +273,55 @@ static void a_traced_run_tells_when_each_operation_ended(void **state)
     assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", trace_a_run), 10);
 }
 
+// A convolution whose launch fails, so that the report names its kernel.
+static int name_the_convolution(void)
+{
+    const struct device_options options = {.name = "emulated", .precision_fast = true};
+    struct device *device = NULL;
+    struct program *program = NULL;
+    struct weight *weight = NULL;
+    struct lane *lane = NULL;
+    struct error error = {.status = STATUS_OK};
+    float one = 1;
+    setenv("LUNA_EMULATION_BREAK_AT", "1", 1);
+    enum status status = device_open(&device, &options, &error);
+    if (status == STATUS_INVALID_ARGUMENT) return 3;
+    if (status != STATUS_OK || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
+    if (program_create(&program, device, NULL) != STATUS_OK) return 9;
+    struct weight_source source = {.form = WEIGHT_CONVOLUTION,
+                                   .dtype = DTYPE_F32,
+                                   .dims = {1, 1, 1, 1},
+                                   .parts_count = 1,
+                                   .parts = {&one}};
+    if (weight_create(&weight, device, &source, NULL) != STATUS_OK) return 9;
+    struct convolution op = {.n = 1, .h = 1, .w = 1, .c = 1, .k = 1, .stride = 1, .weight = weight};
+    op.input = program_tensor(program, 1, 1, 1, 1);
+    op.output = program_tensor(program, 1, 1, 1, 1);
+    program_convolution(program, &op);
+    if (program_finish(program, NULL) != STATUS_OK) return 9;
+    if (lane_reserve(lane, program_peak_bytes(program), NULL) != STATUS_OK) return 9;
+    lane_run(lane, program, NULL, 0);
+    if (lane_collect(lane, &error) != STATUS_UNAVAILABLE) return 9;
+    int named = strstr(error.message, "convolution_mma") != NULL     ? 1
+                : strstr(error.message, "convolution_wgmma") != NULL ? 2
+                                                                     : 9;
+    lane_destroy(&lane);
+    program_destroy(&program);
+    weight_destroy(&weight);
+    device_close(&device);
+    return named;
+}
+
+static void which_kernel_convolves_is_chosen_by_name_or_refused(void **state)
+{
+    (void)state;
+    unsetenv("LUNA_CUDA_CONVOLUTION");
+    assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", name_the_convolution), 1);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "mma", name_the_convolution), 1);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "wgmma", name_the_convolution), 2);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "mmu", name_the_convolution), 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -282,6 +331,7 @@ int main(void)
         cmocka_unit_test(an_arena_that_is_long_in_coming_keeps_nobody),
         cmocka_unit_test(a_traced_run_tells_when_each_operation_ended),
         cmocka_unit_test(a_kernel_that_fails_breaks_the_device_and_says_which),
+        cmocka_unit_test(which_kernel_convolves_is_chosen_by_name_or_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

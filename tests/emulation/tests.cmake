@@ -2,8 +2,8 @@
 # ./dev test runs them with several seeds, under the sanitizers, and against the race detector's
 # library (LD_LIBRARY_PATH=race).
 
-function(luna_emulation_program name)
-  add_executable(${name} tests/emulation/test_primitives.cpp ${EMULATION_CORE_SOURCES} ${ARGN})
+function(luna_emulation_program name source)
+  add_executable(${name} tests/emulation/${source}.cpp ${EMULATION_CORE_SOURCES} ${ARGN})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_compile_options(${name} PRIVATE ${EMULATION_OPTIONS})
   target_link_libraries(${name} PRIVATE cmocka)
@@ -21,14 +21,16 @@ if(TARGET luna_emulated)
     add_dependencies(emulated_test_${name} luna_emulated)
   endforeach()
   set(EMULATION_CORE_SOURCES kernels/emulation/block.cpp kernels/emulation/memory.cpp
-      kernels/emulation/tensor_core.cpp)
-  luna_emulation_program(emulated_test_primitives)
-  if(TARGET luna_emulated_race)
-    luna_emulation_program(emulated_race_primitives kernels/emulation/race.cpp)
-    target_compile_definitions(emulated_race_primitives PRIVATE LUNA_TEST_RACES)
-    set_property(SOURCE tests/emulation/test_primitives.cpp PROPERTY COMPILE_OPTIONS
-      "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,emulated_race_primitives>:-O1;-fsanitize=thread>")
-  endif()
+      kernels/emulation/tensor_core.cpp kernels/emulation/hopper.cpp)
+  foreach(name primitives hopper)
+    luna_emulation_program(emulated_test_${name} test_${name})
+    if(TARGET luna_emulated_race)
+      luna_emulation_program(emulated_race_${name} test_${name} kernels/emulation/race.cpp)
+      target_compile_definitions(emulated_race_${name} PRIVATE LUNA_TEST_RACES)
+      set_property(SOURCE tests/emulation/test_${name}.cpp PROPERTY COMPILE_OPTIONS
+        "$<$<STREQUAL:$<TARGET_PROPERTY:NAME>,emulated_race_${name}>:-O1;-fsanitize=thread>")
+    endif()
+  endforeach()
   foreach(name models faults)
     add_executable(emulated_test_${name} tests/emulation/test_${name}.c)
     target_compile_options(emulated_test_${name} PRIVATE ${LUNA_WARNINGS})

@@ -144,7 +144,7 @@ def test_auto_serves_from_every_card(make_daemon, cards):
     assert sorted(d.name for d in status.devices) == ["cuda:0", "cuda:1"]
     assert status.gpus == "2, emulation"
     for described in status.devices:
-        assert described.compute_capability == "8.0" and described.driver == "emulation"
+        assert described.compute_capability == "9.0" and described.driver == "emulation"
         assert described.uuid == f"GPU-00000000-0000-0000-0000-00000000000{described.name[-1]}"
         assert described.memory_total_bytes == described.memory_free_bytes == 8192 * MB
     with luna.connect(daemon.ipc) as client:
