@@ -137,7 +137,7 @@ def linears(walk):
     """A row's bytes whatever rows are beside it, by our kernels and by cuBLASLt."""
     library = cublaslt_library() if walk.is_card else None
     prefix = "cuda_test_" if walk.is_card else "emulated_test_"
-    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 120,
+    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 240,
                       **({"LUNA_CUBLASLT": library} if library else {}))
     return told if library or not walk.is_card else f"{told}; no libcublasLt.so.13 here, ours alone"
 
