@@ -12,7 +12,8 @@
 void text_copy_printable(char *out, size_t out_bytes, const char *text);
 
 // Copies text to a field of out_bytes bytes, the rest of it zeros; cut at a character's border when
-// it is too long. out and text may be the same. Thread:    any.
+// it is too long. out and text may be the same.
+// Thread:    any.
 void text_set(char *out, size_t out_bytes, const char *text);
 
 #endif  // BASE_TEXT_H

@@ -477,8 +477,8 @@ void lane_destroy(struct lane **lane_p);
 // Begins to make the arena bytes large, more than it is, and returns at once: a real allocation
 // that the system accounts for, on a GPU taken as a whole so that no other process can race for it;
 // on a CPU the pages come as the first run touches them. It ends as a run does, by lane_collect,
-// and cannot be cancelled. The lane is idle. Errors:    by lane_collect. RESOURCE_EXHAUSTED: the
-// lane keeps what it had; on a GPU, where the
+// and cannot be cancelled. The lane is idle.
+// Errors:    by lane_collect. RESOURCE_EXHAUSTED: the lane keeps what it had; on a GPU, where the
 //            old arena makes room for the new one, it has none when others took that room.
 //            UNAVAILABLE: broken.
 // Thread:    the driver's.
@@ -501,13 +501,14 @@ uint64_t lane_arena_bytes(const struct lane *lane);
 // Starts a finished program and returns at once. bindings[i] is the memory of slot i, the host's
 // or, for pixels and latents, a loan's of this device, at least as large as the program named it;
 // the caller keeps it and the program until lane_collect. The lane is idle, its arena is large
-// enough, ids and indices in slots are in range: whoever let them in has checked them. Thread: the
-// driver's.
+// enough, ids and indices in slots are in range: whoever let them in has checked them.
+// Thread:    the driver's.
 void lane_run(struct lane *lane, const struct program *program, void *const *bindings,
               uint32_t bindings_count);
 
 // Becomes readable when the program has ended or the arena is made; lane_collect resets it. Poll
-// it, nothing else. Thread:    any.
+// it, nothing else.
+// Thread:    any.
 int lane_descriptor(const struct lane *lane);
 
 // Ends the run, or the arena's growth: waits for it if need be, then tells how it went. The lane is
@@ -519,7 +520,8 @@ enum status lane_collect(struct lane *lane, struct error *error);
 
 // Lets what this lane runs go before what the others run, from now until it is taken back, as far
 // as threads are free to choose: for a short request that came behind long ones. It moves the time
-// of a run, never its bytes. Thread:    the driver's.
+// of a run, never its bytes.
+// Thread:    the driver's.
 void lane_favour(struct lane *lane, bool favoured);
 
 // Asks the running program to stop; it ends within 100 ms as CANCELLED. Nothing happens to an idle

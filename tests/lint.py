@@ -83,13 +83,16 @@ def check_includes(files):
 
 
 def check_contracts(files):
-    """Every prototype of a public header has a comment above it or above the group it stands in."""
+    """Every prototype of a public header has a comment above it or above the group it stands in, and what the
+    comment says of errors, threads and ownership begins a line."""
     bad = []
     for path in files:
         if path.suffix != ".h" or path.parts[0] == "tests":
             continue
         lines = (ROOT / path).read_text().split("\n")
         for i, line in enumerate(lines):
+            if re.match(r"// .*\S (Errors|Thread|Ownership): ", line):
+                bad.append(f"{path}:{i + 1}: runs together: {line.strip()}")
             if not re.match(r"[A-Za-z_].*\w\s*\(", line) or line.startswith(
                     ("static", "typedef", "#", "struct {", "_Static_assert", "extern")):
                 continue

@@ -248,7 +248,9 @@ def main():
 
         say("load: 6 clients decode for 4 s; a second worker comes when the queue stays long")
         answered = load(ipc, latent, 4.0, 6)
-        rows.append(("6 clients for 4 s", f"{answered} decodes, {answered / 4:.1f} a second"))
+        megapixels = before.shape[0] * before.shape[1] / 1e6
+        rows.append(("6 clients for 4 s", f"{answered} decodes, {answered / 4:.1f} a second, "
+                                          f"{answered / 4 * megapixels:.2f} megapixels a second"))
         second = sum(t == "worker.up" and b["operation"] == "vae" for t, b in events.seen) >= 2
         rows.append(("second VAE worker", "came" if second else "did not come"))
 

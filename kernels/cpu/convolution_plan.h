@@ -138,7 +138,8 @@ struct convolution_plan {
 struct convolution_plan cpu_convolution_plan(const struct convolution *op);
 
 // Items: fold the statistics of one image's input into norm and, with Winograd, into range; merge
-// the partials of 16 columns of one image into the output's statistics. Thread:    any.
+// the partials of 16 columns of one image into the output's statistics.
+// Thread:    any.
 void cpu_norm_fold(const struct operation *op, const struct cpu_run *run, uint32_t item,
                    void *scratch);
 void cpu_statistics_merge(const struct operation *op, const struct cpu_run *run, uint32_t item,

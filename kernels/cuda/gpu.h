@@ -1,8 +1,9 @@
 // gpu.h - the one header of our kernels: CUDA C for nvcc, and the same text for g++, which runs it
 // on the processor (kernels/emulation/).
 //
-// All inline PTX and all code that differs between the two compilers is here. Every function has
-// two bodies, the device's and the emulator's; GPU_BODY picks. A kernel file writes
+// All inline PTX and all code that differs between the two compilers is here, but for what only one
+// card has (gpu_hopper.h). Every function has two bodies, the device's and the emulator's; GPU_BODY
+// picks. A kernel file writes
 //
 //     GPU_KERNEL void scale(const struct scale_arguments a) { ... }
 //     GPU_LAUNCH(stream, scale, grid, block, shared_bytes, arguments);

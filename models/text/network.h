@@ -56,8 +56,8 @@ enum status text_network_plan(uint64_t *out, struct device *device, struct tenso
                               struct error *error);
 
 // Makes a variant of an encoder, with other values for some of its tensors: a weight that has one
-// of them is its own, the others are the base's. Ownership: the caller owns *out, keeps the base as
-// long, and the bytes of the tensors in
+// of them is its own, the others are the base's.
+// Ownership: the caller owns *out, keeps the base as long, and the bytes of the tensors in
 //            `touched` (canonical names, the base's shapes and types); not the table.
 // Errors:    RESOURCE_EXHAUSTED.
 // Thread:    any.

@@ -111,6 +111,12 @@ class Card:
         self._check(function(buffer, 96), "a name")
         return buffer.value.decode()
 
+    def capability(self):
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._check(self.nvml.nvmlDeviceGetCudaComputeCapability(self.handle, ctypes.byref(major), ctypes.byref(minor)),
+                    "its compute capability")
+        return major.value, minor.value
+
     def memory(self):
         facts = NvmlMemory()
         self._check(self.nvml.nvmlDeviceGetMemoryInfo(self.handle, ctypes.byref(facts)), "its memory")

@@ -70,10 +70,10 @@ def make_models(walk):
 # ---- conformance
 
 
-def run_suite(walk, name, seconds):
+def run_suite(walk, name, seconds, **environment):
     """A cmocka program on the device."""
     prefix = "cuda_test_" if walk.is_card else "emulated_test_"
-    return run_cmocka(walk, [walk.programs.path(prefix + name)], seconds)
+    return run_cmocka(walk, [walk.programs.path(prefix + name)], seconds, **environment)
 
 
 def run_cmocka(walk, command, seconds, **environment):
@@ -96,6 +96,18 @@ def run_cmocka(walk, command, seconds, **environment):
 def conformance(walk):
     """Convolution, linear, attention and layer norm against float64."""
     return run_suite(walk, "conformance", 150)
+
+
+def need_wgmma(walk):
+    """The second kernel for convolutions is for compute capability 9.0 alone; the emulator runs it too."""
+    if not walk.has_fast or walk.is_card and walk.card.capability() != (9, 0):
+        raise Skip("not of compute capability 9.0")
+
+
+def conformance_wgmma(walk):
+    """Convolution against float64, by the kernel of warpgroups."""
+    need_wgmma(walk)
+    return run_suite(walk, "conformance", 150, LUNA_CUDA_CONVOLUTION="wgmma")
 
 
 def conformance_exact(walk):
@@ -125,7 +137,7 @@ def linears(walk):
     """A row's bytes whatever rows are beside it, by our kernels and by cuBLASLt."""
     library = cublaslt_library() if walk.is_card else None
     prefix = "cuda_test_" if walk.is_card else "emulated_test_"
-    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 120,
+    told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 240,
                       **({"LUNA_CUBLASLT": library} if library else {}))
     return told if library or not walk.is_card else f"{told}; no libcublasLt.so.13 here, ours alone"
 
@@ -340,6 +352,31 @@ def bench_images(walk):
         share = f"{100 * rate / best:.0f} % of {best:.0f}" if best else "-"
         walk.row(f"{name}: TFLOP/s, of the measured peak", f"{rate:.1f}", share, None)
     return ", ".join(f"{name} {value:.2f} ms" for name, value in ms.items())
+
+
+def bench_convolutions(walk):
+    """Decode and encode by both kernels for convolutions: which one should be the default of such cards."""
+    need_wgmma(walk)
+    half, found, told = walk.side // 8, {}, []
+    jobs = {"decode": ("decode", half, half, "f32", walk.runs, walk.scratch / "latent.f32"),
+            "encode": ("encode", walk.side, walk.side, walk.runs, walk.scratch / "image.f32")}
+    for kernel in ("mma", "wgmma"):
+        with Device(walk, walk.device, walk.fast, [walk.vae], LUNA_CUDA_CONVOLUTION=kernel) as device:
+            device.ask("load")
+            for name, words in jobs.items():
+                out = walk.scratch / f"{name}.{kernel}"
+                times = device.ask(*words, out)["ms"]
+                apart = device.ask("compare", out, walk.scratch / f"{name}.mma")
+                found[f"{name} {kernel}"] = {"ms": median(times), "apart": apart}
+                told.append(f"{name} {kernel} {median(times):.2f} ms")
+                if not apart["worst"] <= 0.25 * max(1.0, apart["largest"]):
+                    raise Failed(f"{name}: {kernel} is off mma by {apart['worst']:.3g} of {apart['largest']:.3g}")
+    walk.numbers["convolutions"] = found
+    for name in jobs:
+        mma, wgmma = found[f"{name} mma"], found[f"{name} wgmma"]
+        walk.row(f"{name} {walk.side}², convolutions by mma / by wgmma, ms (rms apart)",
+                 f"{mma['ms']:.2f} / {wgmma['ms']:.2f} ({wgmma['apart']['rms']:.1e})", "-", None)
+    return ", ".join(told)
 
 
 def bench_text(walk):
@@ -686,13 +723,13 @@ def sanitize_suite(walk):
     return run_cmocka(walk, command, 120)
 
 
-def sanitize(walk, tool):
+def sanitize(walk, tool, **environment):
     """A small VAE and small encoders under one tool."""
     if not walk.is_card:
         raise Skip("no card: ./dev test has ASan and the race detector")
     make_small_latent(walk)
     wrapper = [sanitizer_path(), "--tool", tool, "--error-exitcode", "9", "--print-limit", "10"]
-    with Device(walk, walk.device, walk.fast, walk.small, wrapper=wrapper) as device:
+    with Device(walk, walk.device, walk.fast, walk.small, wrapper=wrapper, **environment) as device:
         device.ask("load", seconds=60)
         device.ask("decode", 8, 8, "f32", 1, walk.scratch / "small.f32", walk.scratch / "small.out", seconds=60)
         device.ask("prompt", 1, walk.scratch / "prompt.txt", walk.scratch / "small.out", seconds=60)
@@ -709,6 +746,13 @@ def sanitize_races(walk):
     return sanitize(walk, "racecheck")
 
 
+def sanitize_wgmma(walk):
+    """memcheck and racecheck over the second kernel for convolutions."""
+    need_wgmma(walk)
+    sanitize(walk, "memcheck", LUNA_CUDA_CONVOLUTION="wgmma")
+    return sanitize(walk, "racecheck", LUNA_CUDA_CONVOLUTION="wgmma")
+
+
 def sanitize_barriers(walk):
     """synccheck."""
     return sanitize(walk, "synccheck")
@@ -723,16 +767,18 @@ def sanitize_unwritten(walk):
 STEPS = [
     ("card", find_card), ("models", make_models),
     ("conformance", conformance), ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
+    ("conformance, wgmma", conformance_wgmma),
     ("lanes", lanes), ("linears", linears),
     ("golden VAE", golden_vae), ("golden CLIP", golden_text), ("CPU reference", reference_of_cpu),
     ("golden, large", golden_large),
     ("roofline", roofline), ("PyTorch", torch_side), ("bf16 beside PyTorch", beside_torch),
-    ("decode, encode", bench_images), ("CLIP-L + G", bench_text), ("time by operation", bench_kernels),
+    ("decode, encode", bench_images), ("convolutions, mma and wgmma", bench_convolutions),
+    ("CLIP-L + G", bench_text), ("time by operation", bench_kernels),
     ("device memory", bench_memory),
     ("8 clients", bench_clients), ("client on the same card", same_card), ("trace of the daemon", daemon_trace),
     ("OOM shim", oom_shim), ("OOM at each allocation", oom), ("memory hog", hog), ("memory hog, daemon", hog_daemon),
     ("executor killed", kill),
     ("sanitizer: memcheck", sanitize_memory), ("sanitizer: racecheck", sanitize_races),
     ("sanitizer: synccheck", sanitize_barriers), ("sanitizer: initcheck", sanitize_unwritten),
-    ("sanitizer: conformance", sanitize_suite),
+    ("sanitizer: wgmma", sanitize_wgmma), ("sanitizer: conformance", sanitize_suite),
 ]

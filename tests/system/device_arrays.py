@@ -89,7 +89,8 @@ def make_torch():
         setattr(torch, name, Dtype(name, size))
 
     def empty(shape, dtype, device):
-        return Tensor(Array(np.full(int(np.prod(shape)) * dtype.itemsize, 0xEE, np.uint8), device), shape, dtype, device)
+        unwritten = np.full(int(np.prod(shape)) * dtype.itemsize, 0xEE, np.uint8)
+        return Tensor(Array(unwritten, device), shape, dtype, device)
 
     torch.empty = empty
     torch.tensor = lambda data, shape, dtype: Tensor(Array(np.frombuffer(data, np.uint8)), shape, dtype, SERVED)

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "clients" / "python"), str(ROOT / "tests" / "system")
 import luna  # noqa: E402
 import luna.aio  # noqa: E402
 from fake_daemon import FakeDaemon  # noqa: E402
-from luna import arrays, endpoint  # noqa: E402
+from luna import arrays, cuda, endpoint  # noqa: E402
 from luna import luna_pb2 as pb  # noqa: E402
 
 
@@ -568,6 +568,41 @@ def test_bfloat16_becomes_float32_for_numpy():
         "x", pb.BF16, (3,), numpy.array([0x3F80, 0xC000, 0x7F80], "<u2").tobytes()
     )
     assert arrays.to_numpy(tensor).tolist() == [1.0, -2.0, float("inf")]
+
+
+class OnGpu:
+    """What CuPy's and Numba's arrays are to us."""
+
+    def __init__(self, typestr="<f4", shape=(2, 3), **fields):
+        self.__cuda_array_interface__ = {
+            **{"typestr": typestr, "shape": shape, "data": (4096, False), "version": 3},
+            **fields,
+        }
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"typestr": "<c8"}, "complex64, which cannot be sent"),
+        ({"strides": (4, 8)}, "make it contiguous"),
+        ({"shape": (0, 3)}, "does not know"),
+        ({}, "does not know"),
+    ],
+    ids=["type", "strides", "empty", "no driver"],
+)
+def test_arrays_on_a_gpu_that_cannot_be_sent_say_why(monkeypatch, fields, words):
+    monkeypatch.setattr(cuda, "memory", lambda *_: None)
+    with pytest.raises(TypeError, match=words):
+        arrays.from_array("x", OnGpu(**fields))
+
+
+def test_an_array_on_a_gpu_keeps_type_shape_and_place(monkeypatch):
+    monkeypatch.setattr(cuda, "memory", lambda *told: cuda.Memory("card", *told))
+    array = OnGpu("<f2", (1, 4, 2, 3), strides=(48, 12, 6, 2), stream=5)
+    tensor = arrays.from_array("x", array)
+    assert (tensor.dtype, tensor.dims, tensor.bytes) == (pb.F16, (1, 4, 2, 3), 48)
+    memory = tensor.memory
+    assert (memory.pointer, memory.stream, memory.owner) == (4096, 5, array) and tensor.is_whole
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
