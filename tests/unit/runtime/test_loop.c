@@ -706,6 +706,7 @@ static void a_socket_that_rests_is_left_alone_and_forgets_nothing(void **state)
         STATUS_OK);
     struct producer producer;  // of a flood: there is always more
     start_producer(&producer, consumer->zmq, "inproc://consumer", 0);
+    wait_until_stuck(&producer);
     uint64_t cpu_ns = thread_cpu_ns();
     loop_run(consumer->loop);
     cpu_ns = thread_cpu_ns() - cpu_ns;
