@@ -18,7 +18,7 @@ list(APPEND EMULATION_SOURCES ${CMAKE_SOURCE_DIR}/kernels/cuda/driver_emulated.c
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT LUNA_SANITIZE STREQUAL "thread"
    AND NOT LUNA_FUZZ)
   set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g")
-  set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
+  set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g1")
   enable_language(CXX)
   set(EMULATION_OPTIONS -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Werror)
   # Kernels run on the machine that compiles them, so they may use what it has.
