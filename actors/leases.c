@@ -1,9 +1,9 @@
 // leases.c - the actor that lends memory to clients of this machine.
 //
-//     client    --lease.sock--> acquire, release (its connection is the session: EOF gives all
-//     back) worker    --pools.sock--> the descriptor of a pool of shared memory executor
-//     --pools.sock--> device memory, lent and taken back (leases_devices.c) router --PAIR-------->
-//     pin for a job, unpin
+//     client    --lease.sock--> acquire, release; its connection is the session, EOF gives all back
+//     worker    --pools.sock--> the descriptor of a pool of shared memory
+//     executor  --pools.sock--> device memory, lent and taken back (leases_devices.c)
+//     router    --PAIR--------> pin for a job, unpin
 //
 // Each uid has a pool of shared memory of its own: a sealed, sparse memfd whose size nobody can
 // change, so no mapping of it can ever fault. Numbers of pools begin at a random one, so that a

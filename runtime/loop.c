@@ -41,8 +41,7 @@ struct loop_socket {
     struct event *again;             // fires after one pass through epoll
     void (*on_readable)(void *arg);  // the caller's
     void *arg;                       // its argument
-    uint32_t rest_us;                // asked for by the callback that runs
-    bool is_resting;                 // not called until `again` fires
+    uint32_t rest_us;                // asked for by the last callback; over when `again` fires
     bool is_calling;                 // its callback is on the stack
     bool is_removed;                 // by its own callback; socket_check frees it
 };
@@ -210,6 +209,13 @@ static bool socket_call(struct loop_socket *self)
     return false;
 }
 
+static void look_again(struct loop_socket *self, uint32_t after_us)
+{
+    const struct timeval after = {.tv_usec = (suseconds_t)after_us};
+    int failed = event_add(self->again, &after);
+    assert(failed == 0);  // the heap has had its place since the socket was registered
+}
+
 void loop_socket_rest(struct loop_socket *self, uint32_t rest_us)
 {
     assert(self != NULL);
@@ -222,18 +228,7 @@ void loop_socket_touch(struct loop_socket *self)
 {
     assert(self != NULL);
     assert(!self->is_removed);
-    if (event_pending(self->again, EV_TIMEOUT, NULL)) return;
-    const struct timeval at_once = {0, 0};
-    int failed = event_add(self->again, &at_once);
-    assert(failed == 0);  // the heap has had its place since the socket was registered
-}
-
-static void begin_rest(struct loop_socket *self)
-{
-    const struct timeval rest = {.tv_usec = (suseconds_t)self->rest_us};
-    self->is_resting = true;
-    int failed = event_add(self->again, &rest);
-    assert(failed == 0);  // as in loop_socket_touch
+    if (!event_pending(self->again, EV_TIMEOUT, NULL)) look_again(self, 0);
 }
 
 // One callback, then the others: behind a socket on which a client floods the answers of workers
@@ -247,13 +242,12 @@ static void socket_check(evutil_socket_t descriptor, short what, void *arg)
     int events = 0;
     size_t size = sizeof events;
     if (zmq_getsockopt(self->socket, ZMQ_EVENTS, &events, &size) == 0) {
-        if (self->is_resting && event_pending(self->again, EV_TIMEOUT, NULL)) return;
-        self->is_resting = false;
-        if ((events & ZMQ_POLLIN) == 0) return;  // and the descriptor is armed
+        if (self->rest_us > 0 && event_pending(self->again, EV_TIMEOUT, NULL)) return;
         self->rest_us = 0;
+        if ((events & ZMQ_POLLIN) == 0) return;  // and the descriptor is armed
         if (!socket_call(self)) return;
         if (self->rest_us > 0) {
-            begin_rest(self);
+            look_again(self, self->rest_us);
             return;
         }
     } else if (errno != EINTR) {

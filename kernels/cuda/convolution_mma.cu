@@ -24,12 +24,6 @@ struct everybody {
     }
 };
 
-using wide_form = gpu::form<everybody, 3, 1, 16, 4, 4, 8>;    // 3x3, 128 channels
-using narrow_form = gpu::form<everybody, 3, 1, 16, 8, 2, 2>;  // 3x3, 16 channels: a decoder's last
-using halves_form = gpu::form<everybody, 3, 2, 8, 2, 2, 4>;   // 3x3, stride 2
-using phases_form = gpu::form<everybody, 2, 1, 16, 4, 4, 8>;  // 2x2, one of four
-using points_form = gpu::form<everybody, 1, 1, 16, 4, 4, 8>;  // 1x1
-
 template <class T, class F> struct worker : gpu::convolution_tile<T, F> {
     using gpu::convolution_tile<T, F>::convolution_tile;
 
@@ -111,16 +105,22 @@ GPU_KERNEL void __launch_bounds__(THREADS) convolve_mma(const struct gpu_convolu
     if (a.partials != NULL) worker.store_partials(sums);
 }
 
-template <class F> void launch_form(struct gpu_stream *stream, const struct gpu_convolution &a)
-{
-    if (a.storage == DTYPE_F16) {
-        auto convolution_mma = convolve_mma<__half, F>;
-        GPU_LAUNCH(stream, convolution_mma, gpu::grid_of<F>(a), THREADS, F::SHARED_BYTES, a);
-    } else {
-        auto convolution_mma = convolve_mma<__nv_bfloat16, F>;
+struct launcher {
+    struct gpu_stream *stream;
+    const struct gpu_convolution &a;
+
+    using wide = gpu::form<everybody, 3, 1, 16, 4, 4, 8>;    // 3x3, 128 channels
+    using narrow = gpu::form<everybody, 3, 1, 16, 8, 2, 2>;  // 3x3, 16 channels: a decoder's last
+    using halves = gpu::form<everybody, 3, 2, 8, 2, 2, 4>;   // 3x3, stride 2
+    using phases = gpu::form<everybody, 2, 1, 16, 4, 4, 8>;  // 2x2, one of four
+    using points = gpu::form<everybody, 1, 1, 16, 4, 4, 8>;  // 1x1
+
+    template <class T, class F> void launch() const
+    {
+        auto convolution_mma = convolve_mma<T, F>;
         GPU_LAUNCH(stream, convolution_mma, gpu::grid_of<F>(a), THREADS, F::SHARED_BYTES, a);
     }
-}
+};
 
 // ---------------------------------------------------------------------------------------------
 // Phases
@@ -155,29 +155,16 @@ template <class T> GPU_KERNEL void fold_phases(const struct gpu_phases a)
 // ---------------------------------------------------------------------------------------------
 // Which form
 
-// K up to which the narrow form wastes less.
-static constexpr uint32_t NARROW_MAX = narrow_form::BLOCK_K;
-
 uint32_t gpu_convolution_mma_slots(const struct gpu_convolution *arguments)
 {
-    if (arguments->upsample) return 4 * gpu::tiles_of<phases_form>(*arguments);
-    return arguments->stride == 2 ? gpu::tiles_of<halves_form>(*arguments)
-                                  : gpu::tiles_of<wide_form>(*arguments);
+    if (arguments->upsample) return 4 * gpu::tiles_of<launcher::phases>(*arguments);
+    return arguments->stride == 2 ? gpu::tiles_of<launcher::halves>(*arguments)
+                                  : gpu::tiles_of<launcher::wide>(*arguments);
 }
 
 void gpu_launch_convolution_mma(struct gpu_stream *stream, const struct gpu_convolution *arguments)
 {
-    if (arguments->upsample) {
-        launch_form<phases_form>(stream, *arguments);
-    } else if (arguments->stride == 2) {
-        launch_form<halves_form>(stream, *arguments);
-    } else if (arguments->r == 1) {
-        launch_form<points_form>(stream, *arguments);
-    } else if (arguments->k <= NARROW_MAX) {
-        launch_form<narrow_form>(stream, *arguments);
-    } else {
-        launch_form<wide_form>(stream, *arguments);
-    }
+    gpu::launch_convolution(launcher{stream, *arguments});
 }
 
 void gpu_launch_fold_phases(struct gpu_stream *stream, const struct gpu_phases *arguments)

@@ -426,6 +426,32 @@ template <class F> dim3 grid_of(const struct gpu_convolution &a)
     return dim3(tiles_of<F>(a) * blocks_k, a.n * (F::FOUR_PHASES ? 4 : 1));
 }
 
+template <class F, class L> void launch_form(const L &launcher)
+{
+    if (launcher.a.storage == DTYPE_F16) {
+        launcher.template launch<__half, F>();
+    } else {
+        launcher.template launch<__nv_bfloat16, F>();
+    }
+}
+
+// Calls launch<element, form> of a launcher, which has the convolution as `a`, with that one of its
+// forms which the convolution takes. The narrow one is for k up to which it wastes less.
+template <class L> void launch_convolution(const L &launcher)
+{
+    if (launcher.a.upsample) {
+        launch_form<typename L::phases>(launcher);
+    } else if (launcher.a.stride == 2) {
+        launch_form<typename L::halves>(launcher);
+    } else if (launcher.a.r == 1) {
+        launch_form<typename L::points>(launcher);
+    } else if (launcher.a.k <= L::narrow::BLOCK_K) {
+        launch_form<typename L::narrow>(launcher);
+    } else {
+        launch_form<typename L::wide>(launcher);
+    }
+}
+
 }  // namespace gpu
 
 #endif  // KERNELS_CUDA_CONVOLUTION_TILE_H

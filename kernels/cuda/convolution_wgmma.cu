@@ -45,12 +45,6 @@ struct roles {
 // The thread that brings weights.
 constexpr unsigned CARRIER = roles::COMPUTERS + roles::LOADERS;
 
-using wide_form = gpu::form<roles, 3, 1, 16, 8, 2, 16>;    // 3x3, 128 channels
-using narrow_form = gpu::form<roles, 3, 1, 16, 8, 2, 2>;   // 3x3, 16 channels: a decoder's last
-using halves_form = gpu::form<roles, 3, 2, 8, 4, 1, 8>;    // 3x3, stride 2
-using phases_form = gpu::form<roles, 2, 1, 16, 8, 2, 16>;  // 2x2, one of four
-using points_form = gpu::form<roles, 1, 1, 16, 8, 2, 16>;  // 1x1
-
 struct counters {
     uint64_t input_full[roles::INPUTS], input_empty[roles::INPUTS];
     uint64_t weight_full[roles::WEIGHTS], weight_empty[roles::WEIGHTS];
@@ -216,34 +210,27 @@ GPU_KERNEL void __launch_bounds__(THREADS, 1) convolve_wgmma(const struct gpu_co
     }
 }
 
-template <class F> void launch_form(struct gpu_stream *stream, const struct gpu_convolution &a)
-{
-    if (a.storage == DTYPE_F16) {
-        auto convolution_wgmma = convolve_wgmma<__half, F>;
-        GPU_LAUNCH(stream, convolution_wgmma, gpu::grid_of<F>(a), THREADS, F::SHARED_BYTES, a);
-    } else {
-        auto convolution_wgmma = convolve_wgmma<__nv_bfloat16, F>;
+struct launcher {
+    struct gpu_stream *stream;
+    const struct gpu_convolution &a;
+
+    using wide = gpu::form<roles, 3, 1, 16, 8, 2, 16>;    // 3x3, 128 channels
+    using narrow = gpu::form<roles, 3, 1, 16, 8, 2, 2>;   // 3x3, 16 channels: a decoder's last
+    using halves = gpu::form<roles, 3, 2, 8, 4, 1, 8>;    // 3x3, stride 2
+    using phases = gpu::form<roles, 2, 1, 16, 8, 2, 16>;  // 2x2, one of four
+    using points = gpu::form<roles, 1, 1, 16, 8, 2, 16>;  // 1x1
+
+    template <class T, class F> void launch() const
+    {
+        auto convolution_wgmma = convolve_wgmma<T, F>;
         GPU_LAUNCH(stream, convolution_wgmma, gpu::grid_of<F>(a), THREADS, F::SHARED_BYTES, a);
     }
-}
-
-// K up to which the narrow form wastes less.
-constexpr uint32_t NARROW_MAX = narrow_form::BLOCK_K;
+};
 
 }  // namespace
 
 void gpu_launch_convolution_wgmma(struct gpu_stream *stream,
                                   const struct gpu_convolution *arguments)
 {
-    if (arguments->upsample) {
-        launch_form<phases_form>(stream, *arguments);
-    } else if (arguments->stride == 2) {
-        launch_form<halves_form>(stream, *arguments);
-    } else if (arguments->r == 1) {
-        launch_form<points_form>(stream, *arguments);
-    } else if (arguments->k <= NARROW_MAX) {
-        launch_form<narrow_form>(stream, *arguments);
-    } else {
-        launch_form<wide_form>(stream, *arguments);
-    }
+    gpu::launch_convolution(launcher{stream, *arguments});
 }

@@ -176,10 +176,7 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     self->base.info.activation_bytes = dtype_bytes(self->storage);
     fill_info(&self->base.info, options->name, gpu_describe(self->card));
     status = open_blas(self, error);
-    if (status != STATUS_OK) {
-        gpu_close(&self->card);
-        goto done;
-    }
+    if (status != STATUS_OK) goto done;
     *out = &self->base;
     self = NULL;
 
