@@ -121,6 +121,11 @@ LANES_INLINE lanes lanes_exp(lanes x)
     LANES_EACH(expf(x.at[i]));
 }
 
+LANES_INLINE lanes lanes_swish(lanes x, float slope)
+{
+    LANES_EACH(x.at[i] / (1.0f + expf(-slope * x.at[i])));
+}
+
 LANES_INLINE lanes lanes_erf(lanes x)
 {
     LANES_EACH(erff(x.at[i]));
@@ -163,13 +168,6 @@ LANES_INLINE float lanes_largest(lanes value)
     float largest = v[0];
     for (uint32_t i = 1; i < LANES_COUNT; i++) largest = v[i] > largest ? v[i] : largest;
     return largest;
-}
-
-// x * sigmoid(slope * x)
-LANES_INLINE lanes lanes_swish(lanes x, float slope)
-{
-    lanes decay = lanes_exp(lanes_multiply(x, lanes_set(-slope)));
-    return lanes_divide(x, lanes_add(lanes_set(1.0f), decay));
 }
 
 // x * (1 + erf(x / sqrt 2)) / 2

@@ -6,7 +6,7 @@
 #include "kernels/cpu/compute.h"
 
 // Channels that are summed from zero before they are added: a panel of them stays in L1.
-#define LINEAR_CHUNK 256u
+#define LINEAR_CHUNK 320u
 // Strips that one item of the packing takes.
 #define LINEAR_PACK_STRIPS 16u
 // The most strips of one item of the product.

@@ -64,18 +64,22 @@ LANES_INLINE void winograd_input_columns(const struct winograd_item *self, bool 
     int64_t y0 = (int64_t)at->tile_y * self->plan.side - 1;
     int64_t x0 = (int64_t)at->tile_x * self->plan.side - 1;
     uint32_t count = at->length * self->plan.side + WINOGRAD_SIDE - self->plan.side;
+    const float *rows[WINOGRAD_SIDE];
+    for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
+        bool inside = y0 + i >= 0 && y0 + i < op->h;
+        rows[i] = inside ? self->input + (size_t)(y0 + i) * op->w * op->c + channel : NULL;
+    }
     for (uint32_t j = 0; j < count; j++) {
         int64_t x = x0 + j;
         bool inside = x >= 0 && x < op->w;
         for (uint32_t half = 0; half < 16; half += 8) {
             lanes d[WINOGRAD_SIDE];
             lanes out[WINOGRAD_SIDE];
+#pragma GCC unroll 6
             for (uint32_t i = 0; i < WINOGRAD_SIDE; i++) {
-                int64_t y = y0 + i;
                 d[i] = lanes_zero();
-                if (!inside || y < 0 || y >= op->h) continue;
-                const float *from =
-                    self->input + ((size_t)y * op->w + (size_t)x) * op->c + channel + half;
+                if (!inside || rows[i] == NULL) continue;
+                const float *from = rows[i] + (size_t)x * op->c + half;
                 d[i] = lanes_load(from);
                 __builtin_prefetch(from + 16);
                 if (norm) d[i] = input_norm_apply(&self->norm, silu, channel + half, d[i]);

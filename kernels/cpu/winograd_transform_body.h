@@ -16,16 +16,16 @@
 LANES_INLINE void winograd_transform_input(const lanes d[WINOGRAD_SIDE], lanes out[WINOGRAD_SIDE])
 {
     lanes root = lanes_set(SQRT2);
+    lanes minus_root = lanes_set(-SQRT2);
     lanes even = lanes_multiply_add(lanes_set(-2.0f), d[2], d[4]);
-    lanes odd = lanes_multiply(
-        root, lanes_multiply_add(lanes_set(0.5f), d[3], lanes_subtract(lanes_zero(), d[1])));
+    lanes odd = lanes_multiply_add(lanes_set(-0.5f), d[3], d[1]);
     out[0] = lanes_multiply_add(lanes_set(-2.5f), d[2], lanes_add(d[0], d[4]));
-    out[1] = lanes_add(even, odd);
-    out[2] = lanes_subtract(even, odd);
+    out[1] = lanes_multiply_add(minus_root, odd, even);
+    out[2] = lanes_multiply_add(root, odd, even);
     even = lanes_multiply_add(lanes_set(-0.5f), d[2], d[4]);
-    odd = lanes_multiply(root, lanes_multiply_add(lanes_set(-0.5f), d[1], d[3]));
-    out[3] = lanes_add(even, odd);
-    out[4] = lanes_subtract(even, odd);
+    odd = lanes_multiply_add(lanes_set(-0.5f), d[1], d[3]);
+    out[3] = lanes_multiply_add(root, odd, even);
+    out[4] = lanes_multiply_add(minus_root, odd, even);
     out[5] = lanes_multiply_add(lanes_set(-2.5f), d[3], lanes_add(d[1], d[5]));
 }
 
