@@ -115,7 +115,7 @@ static const struct convolution_case convolutions[] = {
      .silu = true,
      .bias = true,
      .dtype = DTYPE_BF16},
-    {.n = 1, .h = 9, .w = 13, .c = 320, .k = 320, .r = 3, .groups = 32, .silu = true, .bias = true},
+    {.n = 1, .h = 9, .w = 13, .c = 320, .k = 96, .r = 3, .groups = 32, .silu = true, .bias = true},
     {.n = 1, .h = 6, .w = 5, .c = 512, .k = 8, .r = 1, .groups = 32, .bias = true},
     {.n = 1, .h = 20, .w = 21, .c = 128, .k = 3, .r = 3, .groups = 32, .silu = true, .bias = true},
     {.n = 1, .h = 25, .w = 26, .c = 3, .k = 16, .r = 3, .bias = true},
@@ -653,7 +653,7 @@ struct attention_case {
 
 static const struct attention_case attentions[] = {
     {1, 1, 1, 1, false, 0, 1},     {1, 1, 2, 8, true, 0, 1},     {1, 7, 1, 5, false, 3, 1},
-    {2, 77, 12, 64, true, 0, 1},   {3, 77, 2, 64, true, 32, 4},  {1, 33, 3, 40, false, 1, 2},
+    {2, 77, 5, 64, true, 0, 1},    {3, 77, 2, 64, true, 32, 4},  {1, 33, 3, 40, false, 1, 2},
     {1, 130, 1, 512, false, 0, 1}, {2, 65, 1, 512, false, 8, 2}, {1, 200, 1, 32, true, 0, 1},
     {1, 257, 1, 128, false, 0, 3},
 };
@@ -722,9 +722,11 @@ static void check_attention(struct device **devices, size_t i, const struct subj
                  dtype_name(group->storage));
         float *y = run_attention(devices[s], &op, c->batch);
         oracle_compare(&oracle, y, what);
-        float *first = run_attention(devices[s], &op, 1);
-        assert_memory_equal(first, y, oracle.count / c->batch * sizeof *y);
-        free(first);
+        if (c->batch > 1) {
+            float *first = run_attention(devices[s], &op, 1);
+            assert_memory_equal(first, y, oracle.count / c->batch * sizeof *y);
+            free(first);
+        }
         check_repeat(s, &before, y, oracle.count, what);
     }
     free(before);
