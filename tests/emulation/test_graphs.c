@@ -385,92 +385,120 @@ static void a_lane_keeps_the_graphs_that_were_used_last(void **state)
 // Keys
 
 // A program of every operation that a key knows, with one number changed.
-static struct program *make_varied(struct device *device, struct weight *const tables[2],
-                                   struct weight *const weights[4], uint32_t varied)
+struct varied {
+    struct program *program;  // being written
+    struct weight *tables[2];
+    struct weight *weights[4];  // two of 8 x 8, one of 24 x 8, a vector
+    uint32_t chosen;            // which number is the other; 0 for none
+    uint32_t numbers;           // asked for so far
+    struct value ids, out, extra, x, y;
+};
+
+// True for the chosen number.
+static bool vary(struct varied *self)
 {
-    struct error error;
-    struct program *program = NULL;
-    uint32_t n = 0;
-#define VARY (varied == ++n)
-    expect_ok(program_create(&program, device, &error), &error);
-    struct value ids = program_slot(program, 0, 64);
-    struct value out = program_slot(program, 1, VARY ? 4096 : 2048);
-    struct value extra = program_slot(program, 2, 256);
-    if (VARY) program_tensor(program, 1, 1, 1, 64);
-    struct value x = program_tensor(program, 1, 1, 8, 8);
-    struct value y = program_tensor(program, 1, 1, 8, 24);
-    uint32_t rows = VARY ? 4 : 8;
-    struct value vectors = VARY ? extra : (struct value){.place = VALUE_NONE};
-    program_embedding(program, &(struct embedding){.ids = ids,
-                                                   .vectors = vectors,
-                                                   .vectors_count = vectors.place == VALUE_SLOT,
-                                                   .table = VARY ? tables[1] : tables[0],
-                                                   .positions = VARY ? tables[1] : tables[0],
-                                                   .output = x,
-                                                   .rows = rows,
-                                                   .tokens = VARY ? 2 : 4,
-                                                   .width = 8});
-    program_layer_norm(program, &(struct layer_norm){.input = x,
-                                                     .output = VARY ? y : x,
-                                                     .rows = VARY ? 7 : 8,
-                                                     .width = 8,
-                                                     .gamma = weights[3],
-                                                     .beta = weights[3],
-                                                     .epsilon = VARY ? 1e-6f : 1e-5f});
+    self->numbers += 1;
+    return self->chosen == self->numbers;
+}
+
+static void add_tokens(struct varied *self)
+{
+    uint32_t rows = vary(self) ? 4 : 8;
+    struct embedding op = {.ids = self->ids, .output = self->x, .rows = rows, .width = 8};
+    if (vary(self)) op.vectors = self->extra, op.vectors_count = 1;
+    op.table = self->tables[vary(self) ? 1 : 0];
+    op.positions = self->tables[vary(self) ? 1 : 0];
+    op.tokens = vary(self) ? 2 : 4;
+    program_embedding(self->program, &op);
+
+    struct layer_norm norm = {.input = self->x, .width = 8};
+    norm.output = vary(self) ? self->y : self->x;
+    norm.rows = vary(self) ? 7 : 8;
+    norm.gamma = norm.beta = self->weights[3];
+    norm.epsilon = vary(self) ? 1e-6f : 1e-5f;
+    program_layer_norm(self->program, &norm);
+}
+
+static void add_linear(struct varied *self)
+{
     struct low_rank paths[2];
     for (int i = 0; i < 2; i++) {
-        paths[i] = (struct low_rank){.row_begin = VARY ? 1 : 0,
-                                     .row_count = VARY ? 3 : 2,
-                                     .column_begin = VARY ? 8 : 0,
-                                     .column_count = 8,
-                                     .rank = 8,
-                                     .down = VARY ? weights[1] : weights[0],
-                                     .up = VARY ? weights[1] : weights[0],
-                                     .scale = VARY ? 2 : 1};
+        paths[i] = (struct low_rank){.column_count = 8, .rank = 8};
+        paths[i].row_begin = vary(self) ? 1 : 0;
+        paths[i].row_count = vary(self) ? 3 : 2;
+        paths[i].column_begin = vary(self) ? 8 : 0;
+        paths[i].down = self->weights[vary(self) ? 1 : 0];
+        paths[i].up = self->weights[vary(self) ? 1 : 0];
+        paths[i].scale = vary(self) ? 2 : 1;
     }
-    program_linear(program,
-                   &(struct linear){.input = x,
-                                    .rows = VARY ? 7 : 8,
-                                    .c = 8,
-                                    .output = y,
-                                    .k = 24,
-                                    .weight = weights[2],
-                                    .activation = VARY ? ACTIVATION_GELU : ACTIVATION_QUICK_GELU,
-                                    .residual = VARY ? y : (struct value){VALUE_NONE},
-                                    .low_rank = paths,
-                                    .low_rank_count = VARY ? 1 : 2});
-    struct value keys = y;
+    struct linear op = {.input = self->x, .c = 8, .output = self->y, .k = 24};
+    op.rows = vary(self) ? 7 : 8;
+    op.weight = self->weights[2];
+    op.activation = vary(self) ? ACTIVATION_GELU : ACTIVATION_QUICK_GELU;
+    if (vary(self)) op.residual = self->y;
+    op.low_rank = paths;
+    op.low_rank_count = vary(self) ? 1 : 2;
+    program_linear(self->program, &op);
+}
+
+static void add_attention(struct varied *self)
+{
+    struct value keys = self->y;
     keys.offset += 8 * sizeof(float);
     keys.bytes -= 8 * sizeof(float);
-    program_attention(program, &(struct attention){.q = y,
-                                                   .k = VARY ? y : keys,
-                                                   .v = VARY ? y : keys,
-                                                   .q_stride = 24,
-                                                   .k_stride = 24,
-                                                   .v_stride = VARY ? 16 : 24,
-                                                   .output = x,
-                                                   .batch = VARY ? 1 : 2,
-                                                   .tokens = VARY ? 3 : 4,
-                                                   .heads = VARY ? 1 : 2,
-                                                   .head_width = 4,
-                                                   .scale = VARY ? 0.5f : 1,
-                                                   .causal = VARY});
-    if (VARY) program_mark(program);
-    struct value few = program_tensor(program, 1, 1, 8, 8);
-    program_gather(program, &(struct gather){.input = x,
-                                             .indices = VARY ? extra : ids,
-                                             .output = few,
-                                             .rows = VARY ? 7 : 8,
-                                             .count = VARY ? 1 : 2,
-                                             .width = 8});
-    program_store(program, &(struct store){.input = VARY ? few : x, .output = out, .count = 8});
-    struct value behind = out;
-    behind.offset += VARY ? 64 : 32;
+    struct attention op = {.q = self->y, .output = self->x, .head_width = 4};
+    op.k = vary(self) ? self->y : keys;
+    op.v = vary(self) ? self->y : keys;
+    op.q_stride = op.k_stride = 24;
+    op.v_stride = vary(self) ? 16 : 24;
+    op.batch = vary(self) ? 1 : 2;
+    op.tokens = vary(self) ? 3 : 4;
+    op.heads = vary(self) ? 1 : 2;
+    op.scale = vary(self) ? 0.5f : 1;
+    op.causal = vary(self);
+    program_attention(self->program, &op);
+}
+
+static void add_stores(struct varied *self)
+{
+    struct value few = program_tensor(self->program, 1, 1, 8, 8);
+    struct gather gather = {.input = self->x, .output = few, .width = 8};
+    gather.indices = vary(self) ? self->extra : self->ids;
+    gather.rows = vary(self) ? 7 : 8;
+    gather.count = vary(self) ? 1 : 2;
+    program_gather(self->program, &gather);
+    struct value from = vary(self) ? few : self->x;
+    program_store(self->program, &(struct store){.input = from, .output = self->out, .count = 8});
+    struct value behind = self->out;
+    behind.offset += vary(self) ? 64 : 32;
     behind.bytes -= 64;
-    program_store(program, &(struct store){.input = x, .output = behind, .count = VARY ? 7 : 8});
-#undef VARY
-    expect_ok(program_finish(program, &error), &error);
-    return varied <= n ? program : (program_destroy(&program), NULL);
+    uint32_t count = vary(self) ? 7 : 8;
+    program_store(self->program,
+                  &(struct store){.input = self->x, .output = behind, .count = count});
+}
+
+// The program whose chosen number is the other; NULL where there are fewer.
+static struct program *make_varied(struct device *device, struct varied *self, uint32_t chosen)
+{
+    struct error error;
+    self->program = NULL;
+    self->chosen = chosen;
+    self->numbers = 0;
+    expect_ok(program_create(&self->program, device, &error), &error);
+    self->ids = program_slot(self->program, 0, 64);
+    self->out = program_slot(self->program, 1, vary(self) ? 4096 : 2048);
+    self->extra = program_slot(self->program, 2, 256);
+    if (vary(self)) program_tensor(self->program, 1, 1, 1, 64);
+    self->x = program_tensor(self->program, 1, 1, 8, 8);
+    self->y = program_tensor(self->program, 1, 1, 8, 24);
+    add_tokens(self);
+    add_linear(self);
+    add_attention(self);
+    if (vary(self)) program_mark(self->program);
+    add_stores(self);
+    expect_ok(program_finish(self->program, &error), &error);
+    if (chosen > self->numbers) program_destroy(&self->program);
+    return self->program;
 }
 
 static struct weight *make_zeros(struct device *device, enum weight_form form, uint32_t rows)
@@ -493,17 +521,16 @@ static void a_key_differs_whatever_differs(void **state)
     struct device_options options = {.name = "reference"};
     uint32_t count = 0;
     expect_ok(device_open(&device, &options, &error), &error);
-    struct weight *tables[2] = {make_zeros(device, WEIGHT_TABLE, 8),
-                                make_zeros(device, WEIGHT_TABLE, 8)};
-    struct weight *weights[4] = {make_zeros(device, WEIGHT_MATRIX, 8),
-                                 make_zeros(device, WEIGHT_MATRIX, 8),
-                                 make_zeros(device, WEIGHT_MATRIX, 24), make_vector(device)};
+    struct varied varied = {.weights[3] = make_vector(device)};
+    static const uint32_t rows[3] = {8, 8, 24};
+    for (int i = 0; i < 2; i++) varied.tables[i] = make_zeros(device, WEIGHT_TABLE, 8);
+    for (int i = 0; i < 3; i++) varied.weights[i] = make_zeros(device, WEIGHT_MATRIX, rows[i]);
     for (; count < 64; count++) {
-        struct program *program = make_varied(device, tables, weights, count);
+        struct program *program = make_varied(device, &varied, count);
         if (program == NULL) break;
         assert_true(graph_key_write(&keys[count], program));
         program_destroy(&program);
-        program = make_varied(device, tables, weights, count);
+        program = make_varied(device, &varied, count);
         struct graph_key again = {.words = NULL};
         assert_true(graph_key_write(&again, program));
         assert_true(graph_key_is(&again, &keys[count]));
@@ -515,8 +542,8 @@ static void a_key_differs_whatever_differs(void **state)
     }
     assert_in_range(count, 40, 63);
     for (uint32_t i = 0; i < count; i++) graph_key_clear(&keys[i]);
-    for (int i = 0; i < 2; i++) weight_destroy(&tables[i]);
-    for (int i = 0; i < 4; i++) weight_destroy(&weights[i]);
+    for (int i = 0; i < 2; i++) weight_destroy(&varied.tables[i]);
+    for (int i = 0; i < 4; i++) weight_destroy(&varied.weights[i]);
     device_close(&device);
 }
 
