@@ -124,7 +124,8 @@ static void tell_evicted(struct lora_store *self, const struct lora_content *con
     snprintf(message, sizeof message, "LoRA \"%.100s\" of %llu bytes goes: %.100s", name,
              (unsigned long long)bytes, why);
     const struct lora_counts counts = lora_table_counts(self->table);
-    lora_store_event(self, "lora.evicted", message, "lora_bytes", (double)(counts.bytes + bytes),
+    lora_store_event(self, "lora.evicted", message, "lora_bytes",
+                     (double)(counts.bytes + counts.reserved_bytes + bytes),
                      config->cleanup_threshold * (double)(config->memory_limit_mb << 20));
 }
 

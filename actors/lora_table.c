@@ -464,6 +464,7 @@ struct lora_counts lora_table_counts(const struct lora_table *self)
     assert(self != NULL);
     struct lora_counts counts = {.entries = self->residents,
                                  .bytes = self->resident_bytes,
+                                 .reserved_bytes = self->reserved_bytes,
                                  .hits = self->hits,
                                  .misses = self->misses,
                                  .evictions = self->evictions,

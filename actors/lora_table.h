@@ -84,6 +84,7 @@ struct lora_limits {
 
 struct lora_counts {
     uint64_t entries, bytes;      // residents
+    uint64_t reserved_bytes;      // of what arrives
     uint64_t hits, misses;        // since start
     uint64_t evictions, loads;    // since start
     uint64_t uploads, one_shots;  // uploads that are known; one-shots since start

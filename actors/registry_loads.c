@@ -93,8 +93,13 @@ static void answer_waits(struct registry *self, const struct entry *entry, bool 
     }
 }
 
-static void answer_who_has_it(struct registry *self, const struct entry *entry)
+// Tells the router what has become of a model, and those who wait for it after that: what they ask
+// next finds a router that knows. failure is NULL, or why the load that some wait for failed.
+static void tell_and_answer(struct registry *self, const struct entry *entry,
+                            const struct error *failure)
 {
+    registry_tell_notice(self, entry);
+    if (failure != NULL) answer_waits(self, entry, false, failure);
     bool loaded = registry_is_loaded(entry);
     if (!loaded) answer_waits(self, entry, true, NULL);
     if (loaded && !is_loading(entry)) answer_waits(self, entry, false, NULL);
@@ -202,16 +207,14 @@ static void tell_change(struct registry *self, const struct entry *entry, const 
 }
 
 static void on_failed(struct registry *self, struct entry *entry, struct presence *presence,
-                      const luna_ModelLoaded *loaded)
+                      const luna_ModelLoaded *loaded, struct error *error)
 {
-    struct error error;
-    error_set(&error, (enum status)loaded->code, "%s", loaded->message);
-    if (error.status == STATUS_RESOURCE_EXHAUSTED) error.retry_after_ms = RETRY_AFTER_MS;
+    error_set(error, (enum status)loaded->code, "%s", loaded->message);
+    if (error->status == STATUS_RESOURCE_EXHAUSTED) error->retry_after_ms = RETRY_AFTER_MS;
     presence->wants_vae = false;
     presence->wants_text = false;
     text_set(entry->model.message, sizeof entry->model.message, loaded->message);
-    registry_tell_event(self, "error", entry, loaded->device, &error);
-    answer_waits(self, entry, false, &error);
+    registry_tell_event(self, "error", entry, loaded->device, error);
 }
 
 void registry_on_loaded(struct registry *self, const luna_ModelLoaded *loaded)
@@ -233,14 +236,11 @@ void registry_on_loaded(struct registry *self, const luna_ModelLoaded *loaded)
     if (loaded->has_text) presence->wants_text = false;
     bool after = presence_is_loaded(presence);
     if (before != after) tell_change(self, entry, loaded->device, after, loaded->bytes);
-    if (loaded->code != luna_Code_OK) {
-        on_failed(self, entry, presence, loaded);
-    } else {
-        entry->model.message[0] = '\0';
-    }
+    struct error error = {.status = STATUS_OK};
+    entry->model.message[0] = '\0';
+    if (loaded->code != luna_Code_OK) on_failed(self, entry, presence, loaded, &error);
     if (!after && !presence_is_loading(presence)) drop_presence(entry, presence);
-    answer_who_has_it(self, entry);
-    registry_tell_notice(self, entry);
+    tell_and_answer(self, entry, error.status != STATUS_OK ? &error : NULL);
 }
 
 void registry_forget_device(struct registry *self, const char *device)
@@ -252,14 +252,10 @@ void registry_forget_device(struct registry *self, const char *device)
         bool loads = presence_is_loading(presence);
         if (presence_is_loaded(presence)) tell_change(self, entry, device, false, 0);
         drop_presence(entry, presence);
-        if (loads) {
-            struct error error;
-            error_set(&error, STATUS_UNAVAILABLE, "the executor of %s died while it loaded \"%s\"",
-                      device, entry->model.name);
-            error.retry_after_ms = 1000;
-            answer_waits(self, entry, false, &error);
-        }
-        answer_who_has_it(self, entry);
-        registry_tell_notice(self, entry);
+        struct error error;
+        error_set(&error, STATUS_UNAVAILABLE, "the executor of %s died while it loaded \"%s\"",
+                  device, entry->model.name);
+        error.retry_after_ms = 1000;
+        tell_and_answer(self, entry, loads ? &error : NULL);
     }
 }

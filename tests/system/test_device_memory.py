@@ -56,8 +56,11 @@ def mapped():
 
 
 def session_of(daemon):
+    """A client's session, of a daemon whose executor lends memory."""
     attach = pb.AttachReply.FromString(daemon.raw().ask(request(pb.ATTACH))[1][0])
-    return shared.Session(attach.path)
+    session = shared.Session(attach.path)
+    wait_until(lambda: lease(session, acquire_bytes=1 << 60).code == pb.INVALID_ARGUMENT, 20, "memory is lent")
+    return session
 
 
 def lease(session, **fields):

@@ -29,7 +29,9 @@ static void on_restart(void *arg)
         loop_timer_restart(self->timers[0], 1);
     } else {
         loop_timer_remove(&self->timers[0]);
-        loop_timer_remove(&self->timers[1]);  // due as well, never called
+        loop_timer_restart(self->timers[1], 0);
+        loop_timer_remove(&self->timers[1]);  // due at once, never called
+        loop_timer_restart(self->timers[2], 20);  // time enough for a removed one to fire
     }
 }
 
@@ -53,7 +55,7 @@ static void timers_can_be_restarted_and_removed_by_their_callbacks(void **state)
     assert_int_equal(loop_create(&work.loop, clock_system(), NULL), STATUS_OK);
     loop_add_timer(work.loop, 0, 0, on_restart, &work, &work.timers[0], NULL);
     loop_add_timer(work.loop, 3600000, 0, on_never, &work, &work.timers[1], NULL);
-    loop_add_timer(work.loop, 20, 0, on_stop, &work, &work.timers[2], NULL);
+    loop_add_timer(work.loop, 3600000, 0, on_stop, &work, &work.timers[2], NULL);
     loop_run(work.loop);
     assert_int_equal(work.calls, 3);
     assert_null(work.timers[0]);
