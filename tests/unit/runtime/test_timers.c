@@ -30,7 +30,7 @@ static void on_restart(void *arg)
     } else {
         loop_timer_remove(&self->timers[0]);
         loop_timer_restart(self->timers[1], 0);
-        loop_timer_remove(&self->timers[1]);  // due at once, never called
+        loop_timer_remove(&self->timers[1]);      // due at once, never called
         loop_timer_restart(self->timers[2], 20);  // time enough for a removed one to fire
     }
 }
