@@ -21,7 +21,8 @@ from conftest import BINARY, ROOT, is_alive, latent_request, request, text_reque
 from device_arrays import LIBRARY, OTHER, Array, library, make_torch, to_numpy
 from files import random_latent
 from luna import cuda, luna_pb2 as pb, shared
-from test_emulated import EMULATED, MB, device, faults, make_emulated  # noqa: F401
+from test_emulated import EMULATED, MB, device, faults  # noqa: F401
+from test_emulated import make_emulated as start_emulated  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not EMULATED.exists() or not LIBRARY.exists(),
                                 reason="this build has no emulated device")
@@ -47,6 +48,19 @@ def driver():
     return library()
 
 
+@pytest.fixture
+def make_emulated(start_emulated):  # noqa: F811
+    """Starts daemons that lend: until its executor has called, a daemon refers clients to the host."""
+    def make(*settings, **options):
+        daemon = start_emulated(*settings, **options)
+        session = session_of(daemon)
+        # Refused for its size, no longer because nobody has such a device.
+        wait_until(lambda: lease(session, acquire_bytes=1 << 60).code == pb.INVALID_ARGUMENT, 20, "memory can be had")
+        session.close()
+        return daemon
+    return make
+
+
 def transport(daemon):
     return daemon.status().transport
 
@@ -56,11 +70,8 @@ def mapped():
 
 
 def session_of(daemon):
-    """A client's session, of a daemon whose executor lends memory."""
     attach = pb.AttachReply.FromString(daemon.raw().ask(request(pb.ATTACH))[1][0])
-    session = shared.Session(attach.path)
-    wait_until(lambda: lease(session, acquire_bytes=1 << 60).code == pb.INVALID_ARGUMENT, 20, "memory is lent")
-    return session
+    return shared.Session(attach.path)
 
 
 def lease(session, **fields):
