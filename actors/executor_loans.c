@@ -114,6 +114,7 @@ static void on_lend(struct executor_loans *self, const luna_LendMemory *asked)
     lent->pool = asked->pool;
     lent->code = (luna_Code)status;
     if (status == STATUS_OK) {
+        assert(loan != NULL);
         lent->handle.size = sizeof loan->memory.handle;
         memcpy(lent->handle.bytes, loan->memory.handle, sizeof loan->memory.handle);
     } else {

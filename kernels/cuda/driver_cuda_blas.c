@@ -44,7 +44,7 @@
                     each(MatmulAlgoCheck) each(Matmul) each(GetStatusString)
 
 struct functions {
-#define DECLARE(name) __typeof__(&cublasLt##name) name;
+#define DECLARE(name) __typeof__ (&cublasLt##name)(name);
     FUNCTIONS(DECLARE)
 #undef DECLARE
 };
