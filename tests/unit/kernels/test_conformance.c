@@ -115,7 +115,7 @@ static const struct convolution_case convolutions[] = {
      .silu = true,
      .bias = true,
      .dtype = DTYPE_BF16},
-    {.n = 1, .h = 9, .w = 13, .c = 320, .k = 96, .r = 3, .groups = 32, .silu = true, .bias = true},
+    {.n = 1, .h = 9, .w = 13, .c = 320, .k = 160, .r = 3, .groups = 32, .silu = true, .bias = true},
     {.n = 1, .h = 6, .w = 5, .c = 512, .k = 8, .r = 1, .groups = 32, .bias = true},
     {.n = 1, .h = 20, .w = 21, .c = 128, .k = 3, .r = 3, .groups = 32, .silu = true, .bias = true},
     {.n = 1, .h = 25, .w = 26, .c = 3, .k = 16, .r = 3, .bias = true},
