@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/compute.h"
 
-#define ITEM_ELEMENTS 32768u  // about as many elements make an item
+#define ITEM_ELEMENTS 8192u  // about as many elements make an item
 
 struct band {
     uint32_t begin, end;  // rows

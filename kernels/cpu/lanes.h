@@ -126,9 +126,10 @@ LANES_INLINE lanes lanes_swish(lanes x, float slope)
     LANES_EACH(x.at[i] / (1.0f + expf(-slope * x.at[i])));
 }
 
-LANES_INLINE lanes lanes_erf(lanes x)
+// x * (1 + erf(x / sqrt 2)) / 2
+LANES_INLINE lanes lanes_gelu(lanes x)
 {
-    LANES_EACH(erff(x.at[i]));
+    LANES_EACH(0.5f * x.at[i] * (1.0f + erff(x.at[i] * 0.70710678118654752f)));
 }
 
 #endif
@@ -168,14 +169,6 @@ LANES_INLINE float lanes_largest(lanes value)
     float largest = v[0];
     for (uint32_t i = 1; i < LANES_COUNT; i++) largest = v[i] > largest ? v[i] : largest;
     return largest;
-}
-
-// x * (1 + erf(x / sqrt 2)) / 2
-LANES_INLINE lanes lanes_gelu(lanes x)
-{
-    lanes half = lanes_multiply(x, lanes_set(0.5f));
-    return lanes_multiply_add(half, lanes_erf(lanes_multiply(x, lanes_set(0.70710678118654752f))),
-                              half);
 }
 
 #endif  // KERNELS_CPU_LANES_H

@@ -32,7 +32,9 @@ struct linear_plan cpu_linear_plan(const struct linear *op)
     plan.item_strips = cpu_divide_up(plan.strips, plan.row_items);
     uint64_t smallest_items = (uint64_t)plan.panels * plan.row_items;
     plan.item_panels = smallest_items >= 128 ? LINEAR_ITEM_PANELS : smallest_items >= 32 ? 2 : 1;
-    plan.column_items = cpu_divide_up(plan.panels, plan.item_panels);
+    uint32_t large_items = plan.panels / plan.item_panels;
+    plan.large_items = large_items - cpu_min(large_items, LINEAR_ITEMS_CUT);
+    plan.column_items = plan.large_items + plan.panels - plan.large_items * plan.item_panels;
     plan.packed_bytes = (uint64_t)plan.strips * STRIP_ROWS * plan.depth * sizeof(float);
     for (uint32_t i = 0; i < op->low_rank_count; i++) {
         struct low_rank_cut cut = cpu_low_rank_cut(&op->low_rank[i]);

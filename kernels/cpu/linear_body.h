@@ -163,8 +163,8 @@ static void linear_multiply(const struct operation *operation, const struct cpu_
     self.strips = cpu_min(plan->item_strips, plan->strips - self.strip_begin);
     self.row_begin = self.strip_begin * STRIP_ROWS;
     self.rows = cpu_min(self.strips * STRIP_ROWS, op->rows - self.row_begin);
-    self.panel_begin = item / plan->row_items * plan->item_panels;
-    self.panels = cpu_min(plan->item_panels, plan->panels - self.panel_begin);
+    self.panel_begin = linear_panel(plan, item / plan->row_items);
+    self.panels = linear_panel(plan, item / plan->row_items + 1) - self.panel_begin;
     self.stride = (size_t)plan->item_panels * PANEL_COLUMNS;
     self.panel = scratch;
     self.tile = self.panel + LINEAR_CHUNK * PANEL_COLUMNS;

@@ -6,13 +6,15 @@
 #include "kernels/cpu/compute.h"
 
 // Channels that are summed from zero before they are added: a panel of them stays in L1.
-#define LINEAR_CHUNK 320u
+#define LINEAR_CHUNK 256u
 // Strips that one item of the packing takes.
-#define LINEAR_PACK_STRIPS 16u
+#define LINEAR_PACK_STRIPS 2u
 // The most strips of one item of the product.
 #define LINEAR_ITEM_STRIPS 52u
 // The most panels of one item of the product.
 #define LINEAR_ITEM_PANELS 4u
+// How many of an operation's last items are cut into items of one panel.
+#define LINEAR_ITEMS_CUT 4u
 
 // The workspace holds the packed input, [chunk][strip][chunk / 8][6][8], and then, for each
 // low-rank path, its down product [strip][round_up(rank, 8) / 8][6][8].
@@ -23,6 +25,7 @@ struct linear_plan {
     uint32_t item_strips;   // of one item of the product
     uint32_t item_panels;   // of one item of the product
     uint32_t row_items;     // items along the rows
+    uint32_t large_items;   // items along the columns of item_panels; those behind take one
     uint32_t column_items;  // items along the columns
     uint32_t down_items;    // of all low-rank paths
     uint64_t packed_bytes;  // of the packed input
@@ -31,6 +34,14 @@ struct linear_plan {
 
 // Thread:    any.
 struct linear_plan cpu_linear_plan(const struct linear *op);
+
+// The first panel of item `column` along the columns, and behind the last one the end. The last
+// items are small, so that the threads finish together.
+static inline uint32_t linear_panel(const struct linear_plan *plan, uint32_t column)
+{
+    uint32_t large = cpu_min(column, plan->large_items);
+    return large * plan->item_panels + (column - large);
+}
 
 // How the down product of one low-rank path is cut. Its strips are some of the linear's.
 struct low_rank_cut {
