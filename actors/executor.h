@@ -46,7 +46,7 @@ extern const struct actor_kind clip_worker_kind;
 enum executor_letter_kind {
     EXECUTOR_RESERVE,     // worker: I need an arena of bytes in all; 0 gives it back
     EXECUTOR_RESERVED,    // executor: granted says whether; bytes is what it may have at most
-    EXECUTOR_FELL_SHORT,  // worker: bytes were granted and could not be had; I have capacity now
+    EXECUTOR_FELL_SHORT,  // worker: bytes were granted and did not suffice; I have capacity now
     EXECUTOR_RETIRED,     // worker: nothing runs any more, I said Goodbye to the router
     EXECUTOR_BROKEN,      // worker: the device failed for good (a sticky error); end the process
     EXECUTOR_WANT_STACK,  // worker: a job's stack, a struct stack_question in a second frame

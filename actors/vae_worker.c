@@ -28,11 +28,16 @@ static struct vae_worker *own(struct worker *worker)
     return worker->own;
 }
 
+static void drop_run(struct vae_worker *self)
+{
+    program_destroy(&self->program);
+    worker_output_drop(&self->output);
+}
+
 static void end_job(struct worker *worker, const struct error *error)
 {
     struct vae_worker *self = own(worker);
-    program_destroy(&self->program);
-    worker_output_drop(&self->output);
+    drop_run(self);
     if (error != NULL) worker_fail(worker, self->job, error);
     self->job = NULL;
 }
@@ -168,6 +173,7 @@ static void lack_memory(struct worker *worker, uint64_t offered, uint64_t capaci
 {
     struct vae_worker *self = own(worker);
     struct error error;
+    drop_run(self);
     if (self->request.tiling == VAE_TILING_AUTO && !self->replanned && offered > 0) {
         struct vae_request smaller = self->request;
         smaller.bytes_max = offered;
@@ -277,8 +283,7 @@ static enum status vae_worker_setup(struct worker *worker, struct error *error)
 static void vae_worker_teardown(struct worker *worker)
 {
     struct vae_worker *self = own(worker);
-    program_destroy(&self->program);
-    worker_output_drop(&self->output);
+    drop_run(self);
     free(self);
 }
 

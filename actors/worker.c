@@ -318,7 +318,18 @@ bool worker_take_arena(struct worker *self, uint64_t bytes)
     return false;
 }
 
-// The lane has its arena, or the device had less than was granted.
+// The device had less than was granted: the executor hears of it, and answers as if it had refused.
+static void say_fell_short(struct worker *self, uint64_t bytes)
+{
+    self->reserved_bytes = lane_arena_bytes(self->lane);
+    const struct executor_letter letter = {.kind = EXECUTOR_FELL_SHORT,
+                                           .worker = self->arguments.id,
+                                           .bytes = bytes,
+                                           .capacity = self->reserved_bytes};
+    worker_tell_executor(self, &letter, NULL);
+}
+
+// The lane has its arena, or it could not be had.
 static void on_grown(struct worker *self)
 {
     struct error error;
@@ -333,12 +344,7 @@ static void on_grown(struct worker *self)
         say_broken(self, &error);
         return;
     }
-    self->reserved_bytes = lane_arena_bytes(self->lane);
-    const struct executor_letter letter = {.kind = EXECUTOR_FELL_SHORT,
-                                           .worker = self->arguments.id,
-                                           .bytes = bytes,
-                                           .capacity = self->reserved_bytes};
-    worker_tell_executor(self, &letter, NULL);
+    say_fell_short(self, bytes);
 }
 
 // False when nobody in the batch wants the result any more.
@@ -378,6 +384,14 @@ static void on_lane(void *state)
     self->running = false;
     if (error.status == STATUS_UNAVAILABLE) {
         say_broken(self, &error);
+        return;
+    }
+    if (error.status == STATUS_RESOURCE_EXHAUSTED) {
+        // What ran wanted more than its arena, and others have the rest.
+        uint64_t bytes = self->reserved_bytes;
+        worker_trace_drop(self);
+        lane_release(self->lane);
+        say_fell_short(self, bytes);
         return;
     }
     if (error.status == STATUS_OK) worker_trace_end(self);

@@ -513,8 +513,9 @@ int lane_descriptor(const struct lane *lane);
 
 // Ends the run, or the arena's growth: waits for it if need be, then tells how it went. The lane is
 // idle afterwards.
-// Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch;
-//            UNAVAILABLE when the device is broken: nothing runs on it in this process any more.
+// Errors:    CANCELLED, INTERNAL; RESOURCE_EXHAUSTED when threads could not get their scratch, or a
+//            GPU had no memory beside the arena for what ran; UNAVAILABLE when the device is
+//            broken: nothing runs on it in this process any more.
 // Thread:    the driver's.
 enum status lane_collect(struct lane *lane, struct error *error);
 

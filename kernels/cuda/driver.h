@@ -138,7 +138,7 @@ void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gp
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes);
 
 // Host memory that the device copies from and to by itself.
-// Ownership: the caller gives it back with gpu_unpin. NULL is allowed there.
+// Ownership: the caller gives it back with gpu_unpin, which never waits. NULL is allowed there.
 // Errors:    RESOURCE_EXHAUSTED.
 // Thread:    any that may wait for some ms.
 enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct error *error);
@@ -177,8 +177,9 @@ void gpu_step_end(struct gpu_stream *self, uint32_t step);
 void gpu_step_wait(struct gpu_stream *self, uint32_t step);
 
 // Waits for everything that was enqueued, sleeping.
-// Errors:    CANCELLED when the signals said so; INTERNAL when something failed; UNAVAILABLE when
-//            that broke the device, so that everything after it fails too.
+// Errors:    CANCELLED when the signals said so; RESOURCE_EXHAUSTED when the device had no memory
+//            for what was enqueued; INTERNAL when something failed; UNAVAILABLE when that broke the
+//            device, so that everything after it fails too.
 // Thread:    the user's.
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error);
 
@@ -196,9 +197,11 @@ enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error
 // Thread:    the user's.
 uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count);
 
-// For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed.
+// For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed, or that
+// the device had no memory for it.
 void *gpu_stream_handle(struct gpu_stream *self);
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why);
+void gpu_stream_lack(struct gpu_stream *self, const char *what);
 
 // For an emulated launch: whether it is to be recorded; what then does it when the graph is
 // launched and in the end frees itself.

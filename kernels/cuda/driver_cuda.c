@@ -23,6 +23,7 @@ struct gpu_stream {
     uint32_t times_count;               // steps of this run that are known
     uint64_t begun_ns;                  // when the run began, by the host's clock
     char message[ERROR_MESSAGE_BYTES];  // of the first failure; empty without
+    bool lacks_memory;                  // that failure was the want of device memory
 };
 
 // A failure that is not taken back by being read broke the context: nothing works from then on.
@@ -133,30 +134,41 @@ uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count
     return known;
 }
 
-void gpu_stream_reset(struct gpu_stream *self)
-{
-    assert(self != NULL);
-    self->message[0] = '\0';
-    cudaError_t result = cudaSetDevice(self->card->number);
-    if (result != cudaSuccess) gpu_stream_fail(self, "cudaSetDevice", cudaGetErrorString(result));
-    self->times_count = 0;
-    if (self->times != NULL) begin_times(self);
-}
-
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
 {
     if (self->message[0] != '\0') return;
     snprintf(self->message, sizeof self->message, "%.100s failed: %.200s", what, why);
 }
 
-void *gpu_stream_handle(struct gpu_stream *self)
+void gpu_stream_lack(struct gpu_stream *self, const char *what)
 {
-    return self->handle;
+    if (self->message[0] != '\0') return;
+    gpu_stream_fail(self, what, "the device has no memory for it");
+    self->lacks_memory = true;
 }
 
 static void check(struct gpu_stream *self, const char *what, cudaError_t result)
 {
-    if (result != cudaSuccess) gpu_stream_fail(self, what, cudaGetErrorString(result));
+    if (result == cudaErrorMemoryAllocation) {
+        gpu_stream_lack(self, what);
+    } else if (result != cudaSuccess) {
+        gpu_stream_fail(self, what, cudaGetErrorString(result));
+    }
+}
+
+void gpu_stream_reset(struct gpu_stream *self)
+{
+    assert(self != NULL);
+    self->message[0] = '\0';
+    self->lacks_memory = false;
+    check(self, "cudaSetDevice", cudaSetDevice(self->card->number));
+    self->times_count = 0;
+    if (self->times != NULL) begin_times(self);
+}
+
+void *gpu_stream_handle(struct gpu_stream *self)
+{
+    return self->handle;
 }
 
 // Where the memory of a slot is, the host's or a loan's, its address tells.
@@ -239,6 +251,7 @@ done:
     if (recorded != NULL) cudaGraphDestroy(recorded);
     if (status != STATUS_OK) cudaGetLastError();
     self->message[0] = '\0';
+    self->lacks_memory = false;
     free(made);
     return status;
 }
@@ -288,7 +301,8 @@ enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
     if (result == cudaSuccess) result = cudaEventSynchronize(self->ends[0]);
     check(self, "a kernel", result);
     if (self->message[0] != '\0') {
-        enum status status = is_broken() ? STATUS_UNAVAILABLE : STATUS_INTERNAL;
+        enum status status = self->lacks_memory ? STATUS_RESOURCE_EXHAUSTED : STATUS_INTERNAL;
+        if (is_broken()) status = STATUS_UNAVAILABLE;
         return error_set(error, status, "%s", self->message);
     }
     if (__atomic_load_n(&self->signals->is_cancelled, __ATOMIC_RELAXED) != 0) {

@@ -11,8 +11,9 @@
 // Memory that is to be freed; lies in a list.
 struct condemned {
     struct condemned *next;  // that is to go after it
-    void *memory;            // of the device
-    uint64_t bytes;          // of it
+    void *memory;            // of the device, or pinned
+    uint64_t bytes;          // of the device
+    bool is_pinned;          // memory of the host
 };
 
 // The way up for weights.

@@ -116,6 +116,17 @@ enum status gpu_probe(struct gpu_count *out, struct error *error)
 // ---------------------------------------------------------------------------------------------
 // The reaper
 
+// Both wait for the device when it is busy, and fail only on a broken one, whose memory is gone
+// anyway.
+static void end_memory(const struct condemned *what)
+{
+    if (what->is_pinned) {
+        cudaFreeHost(what->memory);
+    } else {
+        cudaFree(what->memory);
+    }
+}
+
 // Frees what is condemned until there is nothing more and it is told to end.
 static void *run_reaper(void *argument)
 {
@@ -131,7 +142,7 @@ static void *run_reaper(void *argument)
         }
         self->condemned = first->next;
         pthread_mutex_unlock(&self->lock);
-        cudaFree(first->memory);  // fails on a broken device only, whose memory is gone anyway
+        end_memory(first);
         pthread_mutex_lock(&self->lock);
         self->condemned_bytes -= first->bytes;
         pthread_cond_broadcast(&self->changed);
@@ -151,24 +162,35 @@ static bool wait_for_reaper(struct gpu_card *self)
     return waited;
 }
 
-void gpu_free(struct gpu_card *self, void *memory, uint64_t bytes)
+static void condemn(struct gpu_card *self, struct condemned what)
 {
-    assert(self != NULL);
-    if (memory == NULL) return;
     struct condemned *entry = malloc(sizeof *entry);
     pthread_mutex_lock(&self->lock);
-    assert(self->used_bytes >= bytes);
-    self->used_bytes -= bytes;
+    assert(self->used_bytes >= what.bytes);
+    self->used_bytes -= what.bytes;
     if (entry != NULL) {
-        *entry = (struct condemned){.next = self->condemned, .memory = memory, .bytes = bytes};
+        *entry = what;
+        entry->next = self->condemned;
         self->condemned = entry;
-        self->condemned_bytes += bytes;
+        self->condemned_bytes += what.bytes;
         pthread_cond_broadcast(&self->changed);
     }
     pthread_mutex_unlock(&self->lock);
     if (entry != NULL) return;
     cudaSetDevice(self->number);
-    cudaFree(memory);  // late, but no leak
+    end_memory(&what);  // late, but no leak
+}
+
+void gpu_free(struct gpu_card *self, void *memory, uint64_t bytes)
+{
+    assert(self != NULL);
+    if (memory != NULL) condemn(self, (struct condemned){.memory = memory, .bytes = bytes});
+}
+
+void gpu_unpin(struct gpu_card *self, void *memory)
+{
+    assert(self != NULL);
+    if (memory != NULL) condemn(self, (struct condemned){.memory = memory, .is_pinned = true});
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -211,6 +233,9 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
 {
     assert(out != NULL);
     uint32_t count = 0;
+    // Our kernels are loaded with the context. Loaded by their first launch, as is the runtime's
+    // habit, they would ask for memory when others may have taken the rest.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     enum status status = count_cards(&count, error);
     if (status != STATUS_OK) return status;
     if (number >= count) {
@@ -315,14 +340,6 @@ enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct er
     }
     *out = memory;
     return STATUS_OK;
-}
-
-void gpu_unpin(struct gpu_card *self, void *memory)
-{
-    assert(self != NULL);
-    if (memory == NULL) return;
-    cudaSetDevice(self->number);
-    cudaFreeHost(memory);
 }
 
 // The first upload makes it, so that a device that holds nothing pins nothing.

@@ -14,6 +14,7 @@
 //     refuse   the next allocation of at least so many bytes fails, once
 //     stall    allocations of at least so many bytes wait until the file is gone
 //     break    the next launch fails for good, once
+//     lack     the next launch finds no memory of the device left, once
 //     pace     every launch takes so many microseconds more
 
 #include <pthread.h>
@@ -40,6 +41,7 @@ struct gpu_card {
 struct gpu_stream {
     struct gpu_signals *signals;
     bool has_failed;
+    bool lacks_memory;            // has_failed, and the device is as good as before
     char message[1024];           // why
     uint64_t *times;              // of the run's begin and its steps' ends; NULL: not kept
     uint32_t times_count;         // steps that ended
@@ -404,6 +406,7 @@ void gpu_stream_destroy(struct gpu_stream **self_p)
 void gpu_stream_reset(struct gpu_stream *self)
 {
     self->has_failed = false;
+    self->lacks_memory = false;
     self->times_count = 0;
     if (self->times != nullptr) self->times[0] = now_ns();
 }
@@ -510,7 +513,8 @@ void gpu_step_wait(struct gpu_stream *self, uint32_t step)
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
 {
     guard held;
-    if (self->has_failed) return error_set(error, STATUS_UNAVAILABLE, "%s", self->message);
+    enum status failure = self->lacks_memory ? STATUS_RESOURCE_EXHAUSTED : STATUS_UNAVAILABLE;
+    if (self->has_failed) return error_set(error, failure, "%s", self->message);
     if (device().is_broken) return fail_broken(error);
     if (is_cancelled(self)) return error_set(error, STATUS_CANCELLED, "the run was cancelled");
     return STATUS_OK;
@@ -547,6 +551,15 @@ void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
     set_failure(self, what, why);
 }
 
+void gpu_stream_lack(struct gpu_stream *self, const char *what)
+{
+    if (self->has_failed) return;
+    snprintf(self->message, sizeof self->message, "%s failed: the device has no memory for it",
+             what);
+    self->has_failed = true;
+    self->lacks_memory = true;
+}
+
 bool gpu_stream_begin_launch(struct gpu_stream *self)
 {
     take_device();
@@ -554,6 +567,10 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
     uint64_t number = 0;
     if (may_begin && read_fault("break", &number) && take_fault("break")) {
         set_failure(self, "at hand", "this launch was to fail");
+        may_begin = false;
+    }
+    if (may_begin && read_fault("lack", &number) && take_fault("lack")) {
+        gpu_stream_lack(self, "the kernel at hand");
         may_begin = false;
     }
     if (may_begin && read_fault("pace", &number)) usleep(static_cast<useconds_t>(number));

@@ -84,7 +84,11 @@ void launch(struct gpu_stream *stream, const char *name, void (*kernel)(P...), d
             values...);
         error = cudaGetLastError();
     }
-    if (error != cudaSuccess) gpu_stream_fail(stream, name, cudaGetErrorString(error));
+    if (error == cudaErrorMemoryAllocation) {
+        gpu_stream_lack(stream, name);
+    } else if (error != cudaSuccess) {
+        gpu_stream_fail(stream, name, cudaGetErrorString(error));
+    }
 }
 #else
 template <class... P, class... A>

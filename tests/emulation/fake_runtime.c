@@ -15,6 +15,7 @@ void fake_reset(void)
 {
     fake.is_busy = false;
     fake.calls = fake.fail_at = 0;
+    fake.failure = cudaErrorUnknown;
     fake.sticky = fake.last = cudaSuccess;
     fake.cards = 2;
     fake.driver = 13000;
@@ -29,7 +30,7 @@ static cudaError_t begin(void)
     pthread_mutex_lock(&fake.lock);
     fake.calls += 1;
     cudaError_t result = fake.sticky;
-    if (result == cudaSuccess && fake.calls == fake.fail_at) result = cudaErrorUnknown;
+    if (result == cudaSuccess && fake.calls == fake.fail_at) result = fake.failure;
     if (result != cudaSuccess) fake.last = result;
     pthread_mutex_unlock(&fake.lock);
     return result;
@@ -194,14 +195,19 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
     assert_non_null(memory);
     memory[0] = bytes;
     *out = memory + 2;
+    pthread_mutex_lock(&fake.lock);
     fake.host_bytes += bytes;
+    pthread_mutex_unlock(&fake.lock);
     return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *memory)
 {
     uint64_t *start = (uint64_t *)memory - 2;
+    pthread_mutex_lock(&fake.lock);
+    while (fake.is_busy) pthread_cond_wait(&fake.idle, &fake.lock);
     fake.host_bytes -= start[0];
+    pthread_mutex_unlock(&fake.lock);
     free(start);
     return cudaSuccess;
 }

@@ -35,10 +35,11 @@ struct fake_object {
 struct fake_runtime {
     pthread_mutex_t lock;          // guards everything
     pthread_cond_t idle;           // is_busy fell
-    bool is_busy;                  // cudaFree has to wait; a cudaMalloc that fails ends it
+    bool is_busy;                  // who frees has to wait; a cudaMalloc that fails ends it
     uint64_t allocated_bytes;      // of the card
     uint64_t host_bytes;           // pinned
     uint64_t calls, fail_at;       // the n-th call that may fail does; 0: none
+    cudaError_t failure;           // of that call
     cudaError_t sticky;            // of a broken device
     cudaError_t last;              // what cudaGetLastError takes back
     int cards, driver;             // that there are; its version

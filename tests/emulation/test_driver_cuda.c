@@ -64,12 +64,15 @@ static void freeing_never_waits_and_is_believed_at_once(void **state)
     struct gpu_memory memory;
     void *large = NULL;
     void *larger = NULL;
+    void *pinned = NULL;
+    assert_int_equal(gpu_pin(card, 16, &pinned, NULL), STATUS_OK);
     assert_int_equal(gpu_allocate(card, 600u << 20, &large, NULL), STATUS_OK);
     assert_int_equal(gpu_read_memory(card, &memory, NULL), STATUS_OK);
     assert_int_equal(memory.used_bytes, 600u << 20);
     assert_int_equal(memory.free_bytes, CARD_BYTES - (600u << 20));
     fake.is_busy = true;
     gpu_free(card, large, 600u << 20);
+    gpu_unpin(card, pinned);
     assert_int_equal(gpu_read_memory(card, &memory, NULL), STATUS_OK);
     assert_int_equal(memory.used_bytes, 0);
     assert_int_equal(memory.free_bytes, CARD_BYTES);
@@ -80,6 +83,7 @@ static void freeing_never_waits_and_is_believed_at_once(void **state)
     gpu_free(card, larger, 900u << 20);
     gpu_close(&card);
     assert_int_equal(fake.allocated_bytes, 0);
+    assert_int_equal(fake.host_bytes, 0);
 }
 
 static void count_up(void *context, void *to, uint64_t first, uint64_t count)
@@ -159,7 +163,7 @@ static void a_system_that_cannot_share_is_no_broken_device(void **state)
 }
 
 // A run of a few steps and its times; returns how it ended.
-static enum status run(struct gpu_stream *stream, void *memory, char *host)
+static enum status run(struct gpu_stream *stream, void *memory, char *host, struct error *error)
 {
     const struct gpu_plane line = {.width = 4, .rows = 1};
     const struct gpu_plane plane = {.width = 2, .rows = 2, .to_pitch = 2, .from_pitch = 4};
@@ -171,7 +175,37 @@ static enum status run(struct gpu_stream *stream, void *memory, char *host)
         if (i + 1 >= GPU_STEPS_MAX) gpu_step_wait(stream, i + 1 - GPU_STEPS_MAX);
     }
     gpu_copy_out(stream, host + 8, memory, line);
-    return gpu_stream_wait(stream, NULL);
+    return gpu_stream_wait(stream, error);
+}
+
+// A call that finds no memory of the device left is a shortage, whichever it is, and the stream
+// works when there is some.
+static void a_shortage_within_a_run_is_told_from_a_failure(void **state)
+{
+    (void)state;
+    struct gpu_card *card = open_card();
+    assert_string_equal(getenv("CUDA_MODULE_LOADING"), "EAGER");
+    struct gpu_signals signals = {.is_cancelled = 0};
+    struct gpu_stream *stream = NULL;
+    struct error error;
+    char host[16] = "abcdefgh";
+    void *memory = NULL;
+    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    fake.failure = cudaErrorMemoryAllocation;
+    for (uint64_t number = 1; number < 20; number++) {
+        fake.fail_at = fake.calls + number;
+        assert_int_equal(run(stream, memory, host, &error), STATUS_RESOURCE_EXHAUSTED);
+        assert_non_null(strstr(error.message, "has no memory for it"));
+        fake.fail_at = 0;
+        assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
+    }
+    fake.failure = cudaErrorUnknown;
+    fake.fail_at = fake.calls + 2;
+    assert_int_equal(run(stream, memory, host, NULL), STATUS_INTERNAL);
+    gpu_stream_destroy(&stream);
+    gpu_free(card, memory, 16);
+    gpu_close(&card);
 }
 
 static void a_traced_run_has_a_time_for_every_step(void **state)
@@ -187,14 +221,14 @@ static void a_traced_run_has_a_time_for_every_step(void **state)
     assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
     for (int time = 0; time < 4; time++) {
         assert_int_equal(gpu_stream_trace(stream, time == 1 || time == 2, NULL), STATUS_OK);
-        assert_int_equal(run(stream, memory, host), STATUS_OK);
+        assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
         assert_memory_equal(host + 8, "abef", 4);
         uint32_t known = gpu_stream_times(stream, times, 20);
         assert_int_equal(known, time == 1 || time == 2 ? 20 : 0);
         for (uint32_t i = 0; i < known; i++) assert_true(times[i] < times[i + 1]);
     }
     __atomic_store_n(&signals.is_cancelled, 1, __ATOMIC_RELAXED);
-    assert_int_equal(run(stream, memory, host), STATUS_CANCELLED);
+    assert_int_equal(run(stream, memory, host, NULL), STATUS_CANCELLED);
     gpu_stream_destroy(&stream);
     gpu_free(card, memory, 16);
     gpu_close(&card);
@@ -213,10 +247,10 @@ static void a_failure_that_stays_means_that_the_device_is_broken(void **state)
     assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
     assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
     fake.fail_at = fake.calls + 9;
-    assert_int_equal(run(stream, memory, host), STATUS_INTERNAL);
-    assert_int_equal(run(stream, memory, host), STATUS_OK);
+    assert_int_equal(run(stream, memory, host, NULL), STATUS_INTERNAL);
+    assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
     fake.sticky = cudaErrorIllegalAddress;
-    assert_int_equal(run(stream, memory, host), STATUS_UNAVAILABLE);
+    assert_int_equal(run(stream, memory, host, NULL), STATUS_UNAVAILABLE);
     assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_UNAVAILABLE);
     assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_UNAVAILABLE);
     gpu_stream_destroy(&stream);
@@ -346,7 +380,7 @@ static bool do_everything(void)
     if (status == STATUS_OK) status = gpu_read_memory(card, &told, NULL);
     if (status == STATUS_OK) status = gpu_stream_create(&stream, card, &signals, NULL);
     if (status == STATUS_OK) status = gpu_stream_trace(stream, true, NULL);
-    if (status == STATUS_OK) status = run(stream, memory, host);
+    if (status == STATUS_OK) status = run(stream, memory, host, NULL);
     bool is_whole = status == STATUS_OK && gpu_stream_times(stream, times, 20) == 20;
     gpu_stream_destroy(&stream);
     if (card != NULL) gpu_free(card, memory, 16);
@@ -383,6 +417,7 @@ int main(void)
         cmocka_unit_test(an_upload_of_several_pieces_arrives_whole),
         cmocka_unit_test(a_loan_is_zeroed_counted_and_has_a_handle),
         cmocka_unit_test(a_system_that_cannot_share_is_no_broken_device),
+        cmocka_unit_test(a_shortage_within_a_run_is_told_from_a_failure),
         cmocka_unit_test(a_traced_run_has_a_time_for_every_step),
         cmocka_unit_test(a_graph_does_when_launched_what_was_recorded),
         cmocka_unit_test(a_graph_that_fails_anywhere_leaves_a_stream_that_works),

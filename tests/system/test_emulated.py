@@ -349,6 +349,27 @@ def test_what_may_not_be_tiled_is_tried_again(make_emulated, faults):
     assert not faults.is_set("refuse")
 
 
+def test_memory_that_lacks_within_a_run_costs_no_request(make_emulated, faults):
+    daemon = make_emulated()
+    client = daemon.raw()
+    latent = random_latent(1, 4, 14)
+    whole = image_of(client.ask(*decode_request(latent)))
+    executor = daemon.child("executor-process")
+    faults.set("lack", 1)
+    header, rest = client.ask(*decode_request(latent + 1, may_tile=True), seconds=60)
+    assert header.code == pb.OK and pb.ImageReply.FromString(rest[0]).tiled, header
+    assert not faults.is_set("lack") and "promise.broken" in daemon.read_log()
+    faults.set("lack", 1)
+    header, rest = client.ask(*decode_request(latent), seconds=60)
+    assert header.code == pb.OK and rest[1] == whole
+    for prompt in ("a cat", "a dog"):
+        faults.set("lack", 1)
+        text, data = text_request(pb.ENCODE_TEXT, prompt)
+        image_of(client.ask(text, pb.EncodeText(), data, seconds=60))
+        assert not faults.is_set("lack")
+    assert daemon.child("executor-process") == executor and "device.broken" not in daemon.read_log()
+
+
 def test_a_driver_that_is_long_about_memory_stops_nobody(make_emulated, faults):
     daemon = make_emulated()
     client = daemon.raw()
