@@ -121,9 +121,9 @@ bool executor_evict_one(struct executor *self)
     return executor_stacks_evict_one(self->stacks) || evict_one(self, NULL);
 }
 
-// What could be unloaded at once.
-static uint64_t idle_bytes(const struct executor *self)
+uint64_t executor_idle_bytes(const struct executor *self)
 {
+    assert(self != NULL);
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < EXECUTOR_MODELS_MAX; i++) {
         const struct model_entry *model = &self->models[i];
@@ -144,7 +144,8 @@ static enum status admit(struct executor *self, struct model_entry *model, luna_
     uint64_t margin = self->margin_bytes;
     executor_read_memory(self);
     uint64_t available = ledger_free(&self->ledger);
-    bool hopeful = available + idle_bytes(self) + self->ledger.stack_bytes >= plan + margin;
+    uint64_t idle = executor_idle_bytes(self) + self->ledger.stack_bytes;
+    bool hopeful = available + idle >= plan + margin;
     while (hopeful && available < plan + margin && executor_evict_one(self)) {
         executor_read_memory(self);
         available = ledger_free(&self->ledger);

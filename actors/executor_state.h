@@ -114,6 +114,8 @@ void executor_tell_model(struct executor *self, const struct model_entry *model,
 // Ends an idle merged copy or adapter, or unloads the least recently used networks that no worker
 // uses; false when there are none.
 bool executor_evict_one(struct executor *self);
+// Of networks that no worker uses.
+uint64_t executor_idle_bytes(const struct executor *self);
 // Reserves the memory and has the network loaded, where that is not under way.
 // Errors:    RESOURCE_EXHAUSTED names what is free, what is needed, and the margin.
 enum status executor_ask_loader(struct executor *self, struct model_entry *model, luna_Group group,

@@ -178,18 +178,22 @@ static void on_reserve(struct executor *self, struct worker_entry *worker,
     executor_read_memory(self);
     uint64_t before = worker->reserved_bytes;
     uint64_t more = letter->bytes > before ? letter->bytes - before : 0;
-    while (more > ledger_free(&self->ledger) && executor_evict_one(self)) {
+    uint64_t idle = executor_idle_bytes(self);
+    bool hopeful = more <= ledger_offer(&self->ledger, idle + self->ledger.stack_bytes);
+    while (hopeful && more > ledger_free(&self->ledger) && executor_evict_one(self)) {
         executor_read_memory(self);
     }
-    bool granted = more <= ledger_offer(&self->ledger);
-    if (granted) granted = ledger_reserve(&self->ledger, before, letter->bytes);
+// What is idle goes for an arena only where that can suffice; copies in use are taken for idle
+// here. Who is refused is offered what there would be without idle networks: smaller tiles may want
+// that.
+    bool granted = hopeful && ledger_reserve(&self->ledger, before, letter->bytes);
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = granted;
     letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
     if (granted)
         worker->reserved_bytes = letter->bytes;
     else
-        letter->bytes = worker->reserved_bytes + ledger_offer(&self->ledger);
+        letter->bytes = before + ledger_offer(&self->ledger, executor_idle_bytes(self));
 }
 
 void executor_answer_worker(struct executor *self, const struct executor_letter *letter,
@@ -231,7 +235,7 @@ static void on_fell_short(struct executor *self, struct worker_entry *worker,
     executor_read_memory(self);
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = false;
-    letter->bytes = worker->reserved_bytes + ledger_offer(&self->ledger);
+    letter->bytes = worker->reserved_bytes + ledger_offer(&self->ledger, 0);
     letter->capacity = ledger_capacity(&self->ledger, worker->loaded->bytes);
     executor_answer_worker(self, letter, NULL);
     executor_report(self);

@@ -49,10 +49,10 @@ bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after)
     return true;
 }
 
-uint64_t ledger_offer(const struct ledger *self)
+uint64_t ledger_offer(const struct ledger *self, uint64_t idle_bytes)
 {
     assert(self != NULL);
-    uint64_t left = ledger_free(self);
+    uint64_t left = ledger_free(self) + idle_bytes;
     return self->promise_max != 0 && self->promise_max < left ? self->promise_max : left;
 }
 

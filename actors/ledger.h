@@ -1,5 +1,10 @@
 // ledger.h - the one book of a device's memory: what is held, what may still be promised.
 //
+// The margin, so many bytes that stay free, is for who comes to stay: a worker that is spawned,
+// weights that are loaded, memory that is lent to a client leave it free. The arena of a job may
+// use it: it goes back soon, and a job that is there already shall not fail for the sake of one
+// that may come. So the margin is looked at where those are admitted, and not in this book.
+//
 // Plain arithmetic without a system call of its own, so that every decision can be tested: the
 // executor feeds it with what the system says is free, and asks before anything large is allocated.
 
@@ -44,9 +49,10 @@ bool ledger_reserve(struct ledger *self, uint64_t before, uint64_t after);
 void ledger_weights(struct ledger *self, uint64_t before, uint64_t after);
 
 // A promise of an arena did not hold, whatever the system said is free: until ledger_trust none is
-// larger than three quarters of it, which ledger_offer says. What is free stays free for others.
+// larger than three quarters of it. ledger_offer is what an arena could get once so many idle bytes
+// were given back. What is free stays free for others.
 // Thread:    the owner's.
-uint64_t ledger_offer(const struct ledger *self);
+uint64_t ledger_offer(const struct ledger *self, uint64_t idle_bytes);
 void ledger_distrust(struct ledger *self, uint64_t bytes);
 void ledger_trust(struct ledger *self);
 

@@ -271,6 +271,24 @@ def test_an_idle_model_makes_room_for_another(make_emulated, faults):
     assert np.array_equal(client.decode_latent(latent, model="demo"), wanted)
 
 
+def test_idle_models_go_for_a_job_only_where_that_suffices(make_emulated, faults):
+    daemon = make_emulated({"scaling.idle_timeout_s": 2}, extra="[model other]\nfiles = vae.safetensors\n")
+    events = daemon.events
+    client = daemon.raw()
+    sizes = ((1, 2), (2, 8), (24, 40))
+    small, middle, large = (decode_request(random_latent(1, *size), model="demo") for size in sizes)
+    assert client.ask(*decode_request(random_latent(1, 1, 2), model="other"))[0].code == pb.OK
+    events.wait_topic("worker.down", 20, model="other")
+    assert client.ask(*small)[0].code == pb.OK
+    leave_free(daemon, faults, 64 << 10)
+    answer, _ = client.ask(*large)
+    assert answer.code == pb.RESOURCE_EXHAUSTED and "device emulated can give" in answer.message
+    assert not events.of("model.unloaded")
+    answer, _ = client.ask(*middle, seconds=60)
+    assert answer.code == pb.OK, answer
+    assert [m.model for m in events.of("model.unloaded")] == ["other"]
+
+
 def test_without_memory_waiting_has_an_end_and_says_when_to_come_back(make_emulated, faults):
     daemon = make_emulated()
     client = daemon.raw()

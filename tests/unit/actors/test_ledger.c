@@ -72,16 +72,18 @@ static void a_promise_that_did_not_hold_makes_those_that_follow_smaller(void **s
     ledger_reserve(&ledger, 600, 0);
     ledger.system_free = 1000;
     ledger_distrust(&ledger, 600);
-    assert_int_equal(ledger_offer(&ledger), 450);
+    assert_int_equal(ledger_offer(&ledger, 0), 450);
     assert_int_equal(ledger_free(&ledger), 1000);  // what the system says is told as it is
     assert_true(ledger_reserve(&ledger, 0, 450));
     ledger_distrust(&ledger, 800);  // a larger one says nothing new
-    assert_int_equal(ledger_offer(&ledger), 450);
+    assert_int_equal(ledger_offer(&ledger, 0), 450);
     ledger_distrust(&ledger, 200);
-    assert_int_equal(ledger_offer(&ledger), 150);
+    assert_int_equal(ledger_offer(&ledger, 0), 150);
+    assert_int_equal(ledger_offer(&ledger, 500), 150);
     assert_int_equal(ledger_capacity(&ledger, 0), 1000);
     ledger_trust(&ledger);
-    assert_int_equal(ledger_offer(&ledger), 550);
+    assert_int_equal(ledger_offer(&ledger, 0), 550);
+    assert_int_equal(ledger_offer(&ledger, 500), 1050);  // with what is idle
 }
 
 static void what_clients_hold_is_neither_free_nor_to_be_had(void **state)
