@@ -63,13 +63,17 @@ static void on_packets(void *state)
     for (uint32_t i = 0; i < LOOP_BATCH_MAX; i++) {
         uint8_t buffer[LETTER_BYTES_MAX];
         struct bytes packet = {.data = buffer};
-        enum status status =
-            channel_receive(guest->socket, buffer, sizeof buffer, &packet.size, NULL);
+        struct channel_descriptors passed = {.count = 0};
+        enum status status = channel_receive(guest->socket, buffer, sizeof buffer, &packet.size,
+                                             guest->is_client ? NULL : &passed);
         if (status == STATUS_UNAVAILABLE) return;
+        guest->passed = passed.count > 0 ? passed.descriptors[0] : -1;
         bool served = status == STATUS_OK &&
                       (guest->is_client ? self->actor.serve_client
                                         : self->actor.serve_own)(self->actor.state, guest, packet);
+        channel_close_descriptors(&passed);
         bool is_gone = door_find(self, door_place(guest), number) == NULL;
+        if (!is_gone) guest->passed = -1;
         if (!is_gone && !served) door_dismiss(guest);
         if (is_gone || !served || guest->watch == NULL) return;
     }
@@ -117,7 +121,8 @@ static enum status admit(struct door *self, int socket, uint32_t uid, bool is_cl
                                  .socket = socket,
                                  .number = self->guests_made,
                                  .uid = uid,
-                                 .is_client = is_client};
+                                 .is_client = is_client,
+                                 .passed = -1};
     enum status status =
         loop_add_descriptor(self->context->loop, socket, on_packets, guest, &guest->watch, error);
     if (status != STATUS_OK) guest->socket = -1;

@@ -1,8 +1,9 @@
 // door.h - two sockets of this machine on which an actor of the core answers: one that clients
 // connect to, one for Luna's own processes, whose user has to be the daemon's.
 //
-// A packet is one request (packet.h) and gets one reply, which may bring a descriptor. A connection
-// is a guest: whatever the actor keeps for it ends with it.
+// A packet is one request (packet.h) and gets one reply, which may bring a descriptor. So may a
+// packet of Luna's own processes. A connection is a guest: whatever the actor keeps for it ends
+// with it.
 
 #ifndef ACTORS_DOOR_H
 #define ACTORS_DOOR_H
@@ -25,7 +26,8 @@ struct door_guest {
     uint64_t number;                // above 0, never used again
     uint32_t uid;                   // of the peer
     bool is_client;                 // else a process of Luna's
-    void *data;                     // the actor's; NULL at first
+    int passed;  // came with the packet being served, closed after that; -1: none
+    void *data;  // the actor's; NULL at first
 };
 
 struct door_actor {

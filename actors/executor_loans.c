@@ -1,9 +1,16 @@
 // executor_loans.c - loans, their uses, and the connection to the lease manager.
 //
-// That connection is the clients' word: while it lives, the core says when they have let go; when
-// it ends, the core is gone and every client's lease with it, so everything is taken back. A client
-// that still has memory open then keeps what it mapped and nothing else; the next request shows it
-// that its lease is gone.
+// Memory that a process has open must not be freed, and the core is not who knows that: a client
+// may outlive it, or end its connection with memory open. So each loan has a channel on which
+// nothing is ever said, whose other end goes to the client with the lease. It ends when the client
+// closes it, shuts it down, or dies. A loan is taken back when three have let go of it:
+//
+//     lease manager   TakeBackMemory, or its end: all leases end with it
+//     client          the channel has ended; at once for one that does not keep its end
+//     workers         the last job that uses it
+//
+// A client that is in no hurry is bounded by USER_LOANS_MAX and USER_BYTES_MAX: the lease manager
+// does not count what was given back, here it counts until it is free.
 //
 // Lending happens in this thread: an allocation, a handle and zeroing take a millisecond or so, and
 // come once for many requests.
@@ -18,14 +25,22 @@
 #include "actors/executor_state.h"
 #include "actors/packet.h"
 #include "base/text.h"
+#include "runtime/channel.h"
 
 #define LOANS_MAX 64u  // more than the lease manager asks for
+// Of one user: twice what the lease manager lets it hold, for what it has open still.
+#define USER_LOANS_MAX 16u
+#define USER_BYTES_MAX (UINT64_C(2) << 30)
 
 struct loan {
-    uint32_t pool;              // 0: the entry is free
-    uint32_t uses;              // jobs that have it
-    bool is_ending;             // to be taken back after the last
-    struct device_loan memory;  // of the device
+    struct executor_loans *loans;   // back to them
+    uint32_t pool;                  // 0: the entry is free
+    uint32_t user;                  // uid of the client
+    uint32_t uses;                  // jobs that have it
+    bool is_leased;                 // the lease manager has not let go
+    int hold;                       // channel to the client; -1: it has let go
+    struct loop_descriptor *watch;  // of hold
+    struct device_loan memory;      // of the device
 };
 
 struct executor_loans {
@@ -44,20 +59,43 @@ static struct loan *find_loan(struct executor_loans *self, uint32_t pool)
     return NULL;
 }
 
+static void let_go(struct loan *loan)
+{
+    loop_descriptor_remove(&loan->watch);
+    if (loan->hold >= 0) close(loan->hold);
+    loan->hold = -1;
+}
+
 static void take_back(struct executor_loans *self, struct loan *loan)
 {
     assert(loan->pool != 0);
     uint64_t bytes = loan->memory.bytes;
+    let_go(loan);
     device_take_back(self->device, &loan->memory);
     *loan = (struct loan){.pool = 0};
     ledger_take_back(&self->executor->ledger, bytes);
     executor_forget_memory(self->executor);
 }
 
-static void end_loan(struct executor_loans *self, struct loan *loan)
+static void take_back_if_unheld(struct executor_loans *self, struct loan *loan)
 {
-    loan->is_ending = true;
-    if (loan->uses == 0) take_back(self, loan);
+    if (!loan->is_leased && loan->hold < 0 && loan->uses == 0) take_back(self, loan);
+}
+
+// Nothing is said on it: whatever can be read is the end.
+static void on_hold(void *state)
+{
+    struct loan *loan = state;
+    struct executor_loans *self = loan->loans;
+    let_go(loan);
+    take_back_if_unheld(self, loan);
+    executor_report(self->executor);
+}
+
+static void end_lease(struct executor_loans *self, struct loan *loan)
+{
+    loan->is_leased = false;
+    take_back_if_unheld(self, loan);
 }
 
 // ---- the lease manager
@@ -68,37 +106,91 @@ static void disconnect(struct executor_loans *self)
     if (self->channel >= 0) close(self->channel);
     self->channel = -1;
     for (uint32_t i = 0; i < LOANS_MAX; i++) {
-        if (self->loans[i].pool != 0 && !self->loans[i].is_ending) end_loan(self, &self->loans[i]);
+        if (self->loans[i].pool != 0) end_lease(self, &self->loans[i]);
     }
 }
 
-static enum status lend(struct executor_loans *self, const luna_LendMemory *asked,
-                        struct loan **out, struct error *error)
+// A user has so much open at most, given back or not.
+static enum status check_user(const struct executor_loans *self, const luna_LendMemory *asked,
+                              struct error *error)
+{
+    uint32_t count = 0;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+        const struct loan *loan = &self->loans[i];
+        if (loan->pool == 0 || loan->user != asked->user) continue;
+        count += 1;
+        bytes += loan->memory.bytes;
+    }
+    assert(bytes <= USER_BYTES_MAX);
+    if (count < USER_LOANS_MAX && asked->bytes <= USER_BYTES_MAX - bytes) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                     "%u allocations of device %s are open by you, of %lu MB: %lu MB more are too "
+                     "much until some are closed",
+                     count, self->executor->arguments.device, (unsigned long)(bytes >> 20),
+                     (unsigned long)(asked->bytes >> 20));
+}
+
+// Books what is asked for, where it fits.
+static enum status promise(struct executor_loans *self, const luna_LendMemory *asked,
+                           struct error *error)
 {
     struct executor *executor = self->executor;
-    struct loan *loan = find_loan(self, 0);
-    if (loan == NULL || asked->pool == 0 || find_loan(self, asked->pool) != NULL) {
-        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no entry is left for one more loan");
-    }
     executor_read_memory(executor);
     uint64_t free_bytes = ledger_free(&executor->ledger);
     uint64_t margin = executor->margin_bytes;
     bool fits = free_bytes >= margin && asked->bytes <= free_bytes - margin;
-    if (!fits || !ledger_lend(&executor->ledger, asked->bytes)) {
-        return error_set(
-            error, STATUS_RESOURCE_EXHAUSTED,
-            "a lease of %lu MB of device %s beside a margin of %lu MB, of which %lu MB "
-            "are free",
-            (unsigned long)(asked->bytes >> 20), executor->arguments.device,
-            (unsigned long)(margin >> 20), (unsigned long)(free_bytes >> 20));
-    }
-    enum status status = device_lend(self->device, asked->bytes, &loan->memory, error);
-    executor_forget_memory(executor);
+    if (fits && ledger_lend(&executor->ledger, asked->bytes)) return STATUS_OK;
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED,
+                     "a lease of %lu MB of device %s beside a margin of %lu MB, of which %lu MB "
+                     "are free",
+                     (unsigned long)(asked->bytes >> 20), executor->arguments.device,
+                     (unsigned long)(margin >> 20), (unsigned long)(free_bytes >> 20));
+}
+
+// Makes the channel of a loan; *end is the client's, and the caller closes it.
+static enum status make_hold(struct executor_loans *self, struct loan *loan, int *end,
+                             struct error *error)
+{
+    int ends[2];
+    enum status status = channel_pair(ends, error);
+    if (status != STATUS_OK) return status;
+    status = loop_add_descriptor(self->executor->context->loop, ends[0], on_hold, loan,
+                                 &loan->watch, error);
     if (status != STATUS_OK) {
-        ledger_take_back(&executor->ledger, asked->bytes);
+        close(ends[0]);
+        close(ends[1]);
         return status;
     }
-    loan->pool = asked->pool;
+    loan->hold = ends[0];
+    *end = ends[1];
+    return STATUS_OK;
+}
+
+static enum status lend(struct executor_loans *self, const luna_LendMemory *asked,
+                        struct loan **out, int *end, struct error *error)
+{
+    struct loan *loan = find_loan(self, 0);
+    if (loan == NULL || asked->pool == 0 || find_loan(self, asked->pool) != NULL) {
+        return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no entry is left for one more loan");
+    }
+    enum status status = check_user(self, asked, error);
+    if (status == STATUS_OK) status = promise(self, asked, error);
+    if (status != STATUS_OK) return status;
+    struct loan made = {
+        .loans = self, .pool = asked->pool, .user = asked->user, .is_leased = true, .hold = -1};
+    status = device_lend(self->device, asked->bytes, &made.memory, error);
+    executor_forget_memory(self->executor);
+    if (status != STATUS_OK) {
+        ledger_take_back(&self->executor->ledger, asked->bytes);
+        return status;
+    }
+    *loan = made;
+    status = make_hold(self, loan, end, error);
+    if (status != STATUS_OK) {
+        take_back(self, loan);
+        return status;
+    }
     *out = loan;
     return STATUS_OK;
 }
@@ -108,8 +200,9 @@ static void on_lend(struct executor_loans *self, const luna_LendMemory *asked)
     luna_Letter letter = {.which_letter = luna_Letter_memory_lent_tag};
     luna_MemoryLent *lent = &letter.letter.memory_lent;
     struct loan *loan = NULL;
+    int end = -1;
     struct error error = {0};
-    enum status status = lend(self, asked, &loan, &error);
+    enum status status = lend(self, asked, &loan, &end, &error);
     if (status == STATUS_UNAVAILABLE) executor_end_broken(self->executor, error.message);
     lent->pool = asked->pool;
     lent->code = (luna_Code)status;
@@ -120,14 +213,15 @@ static void on_lend(struct executor_loans *self, const luna_LendMemory *asked)
     } else {
         text_set(lent->message, sizeof lent->message, error.message);
     }
-    if (packet_send_letter(self->channel, &letter, -1) != STATUS_OK) disconnect(self);
+    if (packet_send_letter(self->channel, &letter, end) != STATUS_OK) disconnect(self);
+    if (end >= 0) close(end);
     executor_report(self->executor);
 }
 
 static void on_take_back(struct executor_loans *self, uint32_t pool)
 {
     struct loan *loan = pool != 0 ? find_loan(self, pool) : NULL;
-    if (loan != NULL && !loan->is_ending) end_loan(self, loan);
+    if (loan != NULL) end_lease(self, loan);
     executor_report(self->executor);
 }
 
@@ -176,7 +270,7 @@ void executor_loans_borrow(struct executor_loans *self, struct executor_letter *
     struct loan *loan = self != NULL && letter->pool != 0 ? find_loan(self, letter->pool) : NULL;
     letter->kind = EXECUTOR_LENT;
     letter->memory = NULL;
-    if (loan == NULL || loan->is_ending) return;
+    if (loan == NULL || !loan->is_leased) return;
     loan->uses += 1;
     letter->memory = loan->memory.memory;
     letter->bytes = loan->memory.bytes;
@@ -190,9 +284,8 @@ void executor_loans_return(struct executor_loans *self, uint32_t pool)
     assert(loan != NULL);
     assert(loan->uses > 0);
     loan->uses -= 1;
-    if (loan->uses > 0 || !loan->is_ending) return;
-    take_back(self, loan);
-    executor_report(self->executor);
+    take_back_if_unheld(self, loan);
+    if (loan->pool == 0) executor_report(self->executor);
 }
 
 // ---- life

@@ -1,7 +1,8 @@
 // executor_loans.h - device memory that clients hold, by CUDA IPC.
 //
 // The lease manager of the core says what to lend and what to take back; this side owns the memory.
-// A worker borrows a loan for a job, and nothing is freed before the last has returned it.
+// A worker borrows a loan for a job, and nothing is freed before the last has returned it and the
+// client has closed it, whatever becomes of the core.
 
 #ifndef ACTORS_EXECUTOR_LOANS_H
 #define ACTORS_EXECUTOR_LOANS_H

@@ -6,12 +6,17 @@
 //     leases    LOAN_ASKED ---------> LOAN_LENT -------------------> +--> TakeBackMemory
 //                    | LendMemory      ^ MemoryLent
 //     executor       +----device_lend--+                             device_take_back
+//                                      a descriptor, passed on -----> once it has ended
 //
 // The executor lends where it is asked to, because it alone knows the device and its ledger; who
 // holds what, for how long, and how much of it one user may have is known here, for both kinds of
 // memory. A client that waits for its executor is not read meanwhile. When the executor's
 // connection ends, its loans are void: they keep their numbers until the clients let go of them, so
 // that a request that names one is told what happened.
+//
+// That a client has closed what it had mapped the executor learns from the client itself:
+// MemoryLent brings a descriptor that is passed on and not kept here, so that it tells that whether
+// this process lives or not.
 
 #include "actors/leases_state.h"
 
@@ -221,6 +226,7 @@ enum status leases_acquire_loan(struct leases *self, struct door_guest *guest,
     luna_Letter letter = {.which_letter = luna_Letter_lend_memory_tag};
     letter.letter.lend_memory.pool = made.number;
     letter.letter.lend_memory.bytes = made.bytes;
+    letter.letter.lend_memory.user = made.uid;
     if (packet_send_letter(lender->guest->socket, &letter, -1) != STATUS_OK) {
         lease_table_destroy(&made.table);
         return error_set(error, STATUS_UNAVAILABLE, "the process of device %s does not listen",
@@ -231,18 +237,23 @@ enum status leases_acquire_loan(struct leases *self, struct door_guest *guest,
     return STATUS_OK;
 }
 
-static bool reply_lent(struct door_guest *guest, const struct pool *pool, const struct lease *lease,
-                       const luna_MemoryLent *lent)
+// hold goes to the client: see executor_loans.c.
+static bool reply_lent(struct door_guest *guest, const struct pool *pool,
+                       const luna_MemoryLent *lent, int hold)
 {
+    struct lease lease;
+    enum status status = lease_table_acquire(pool->table, pool->session, pool->bytes, &lease, NULL);
+    assert(status == STATUS_OK);  // the whole of an empty pool
+    (void)status;
     luna_LeaseReply reply = luna_LeaseReply_init_zero;
     reply.pool = pool->number;
     reply.pool_bytes = pool->bytes;
-    reply.slot = lease->slot;
-    reply.generation = lease->generation;
-    reply.bytes = lease->bytes;
+    reply.slot = lease.slot;
+    reply.generation = lease.generation;
+    reply.bytes = lease.bytes;
     reply.handle.size = lent->handle.size;
     memcpy(reply.handle.bytes, lent->handle.bytes, lent->handle.size);
-    return door_reply(guest, luna_LeaseReply_fields, &reply, -1) == STATUS_OK;
+    return door_reply(guest, luna_LeaseReply_fields, &reply, hold) == STATUS_OK;
 }
 
 static void on_lent(struct leases *self, const struct door_guest *executor,
@@ -263,11 +274,8 @@ static void on_lent(struct leases *self, const struct door_guest *executor,
         leases_trim_loan(self, pool);
         return;
     }
-    struct lease lease;
-    enum status status = lease_table_acquire(pool->table, pool->session, pool->bytes, &lease, NULL);
-    assert(status == STATUS_OK);  // the whole of an empty pool
     leases_changed(self);
-    if (reply_lent(guest, pool, &lease, lent)) {
+    if (reply_lent(guest, pool, lent, executor->passed)) {
         door_resume(guest);
     } else {
         door_dismiss(guest);

@@ -6,7 +6,8 @@
 //           for it
 //                                    32..39  its size; the rest is zero
 //
-// Kernels never see a loan, only copies do: it needs none of the emulator's checks.
+// Kernels never see a loan, only copies do: it needs none of the emulator's checks. What is taken
+// back is filled first: CUDA says that who has it open still may see anything, and here he does.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -80,6 +81,7 @@ void gpu_take_back(struct gpu_card *self, void *memory, uint64_t bytes,
 {
     struct handle_words words = {};
     memcpy(&words, handle, sizeof words);
+    memset(memory, 0xDB, bytes);
     munmap(memory, bytes);
     close(static_cast<int>(words.descriptor));
     gpu_emulated_give(self, bytes);

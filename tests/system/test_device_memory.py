@@ -53,10 +53,7 @@ def make_emulated(start_emulated):  # noqa: F811
     """Starts daemons that lend: until its executor has called, a daemon refers clients to the host."""
     def make(*settings, **options):
         daemon = start_emulated(*settings, **options)
-        session = session_of(daemon)
-        # Refused for its size, no longer because nobody has such a device.
-        wait_until(lambda: lease(session, acquire_bytes=1 << 60).code == pb.INVALID_ARGUMENT, 20, "memory can be had")
-        session.close()
+        wait_lends(daemon)
         return daemon
     return make
 
@@ -75,10 +72,20 @@ def session_of(daemon):
 
 
 def lease(session, **fields):
-    """The LeaseReply of a request for device memory."""
+    """The LeaseReply of a request for device memory; nobody says then whether it is open."""
     reply, descriptors = session._exchange(pb.LeaseRequest(**{"acquire_bytes": MB, "device": UUID, **fields}))
-    assert not descriptors
+    assert len(descriptors) == (reply.code == pb.OK)
+    for descriptor in descriptors:
+        os.close(descriptor)
     return reply
+
+
+def wait_lends(daemon):
+    """Until the daemon's executor has called the core that there is."""
+    session = session_of(daemon)
+    # Refused for its size, no longer because nobody has such a device.
+    wait_until(lambda: lease(session, acquire_bytes=1 << 60).code == pb.INVALID_ARGUMENT, 20, "memory can be had")
+    session.close()
 
 
 def decode(client, latent=LATENT, **options):
@@ -348,7 +355,7 @@ def test_a_core_that_ends_costs_no_request(make_emulated):
             return transport(daemon).device_bytes > before
 
         wait_until(goes_by_the_device, 20, "a lease of the new core")
-        wait_until(lambda: device(daemon).lent_bytes == 2 * MB, 5, "what the old one lent is back")
+        wait_until(lambda: device(daemon).lent_bytes == 2 * MB, 5, "the client has let go of what the old one lent")
 
 
 # ---- lies

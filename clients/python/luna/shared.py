@@ -46,16 +46,43 @@ class Lease:
         )
 
 
+class _Hold:
+    """The descriptor that tells the daemon, and outlives its processes: we have device memory open."""
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+        self._process = os.getpid()
+        os.set_inheritable(descriptor, False)
+
+    def end(self):
+        """Nothing is open any more."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=descriptor) as channel:
+            if self._process != os.getpid():
+                return  # a fork's: it is for its parent to say so
+            try:
+                channel.shutdown(socket.SHUT_RDWR)  # for the forks that have it, too
+            except OSError:
+                pass  # the daemon's process is gone
+
+
 class DeviceBuffer:
     """Memory of the daemon's GPU that this client holds, mapped."""
 
-    def __init__(self, reply, card, pointer):
+    def __init__(self, reply, card, pointer, hold):
         self.pool = reply.pool
         self.slot = reply.slot
         self.generation = reply.generation
         self.bytes = reply.bytes
         self.card = card
         self.pointer = pointer
+        self._hold = hold
+        self._process = os.getpid()
+
+    def __del__(self):
+        self.close()
 
     def range(self, shared, count):
         """The Memory of a SharedRef and so many bytes; None when it is not in this buffer."""
@@ -65,11 +92,17 @@ class DeviceBuffer:
         return cuda.Memory(self.card, self.pointer + shared.offset, count)
 
     def close(self):
-        """Takes the mapping away."""
+        """Takes the mapping away, and lets the daemon know."""
+        pointer, self.pointer = self.pointer, None
+        if pointer is None:
+            return
         try:
-            self.card.close(self.pointer)
+            if self._process == os.getpid():  # a fork has none
+                self.card.close(pointer)
         except cuda.Error as error:
             _log.debug("device memory was not closed: %s", error)
+        if self._hold is not None:
+            self._hold.end()
 
 
 def adapter(path, reference):
@@ -213,17 +246,22 @@ class Session:
         answer = self._exchange(pb.LeaseRequest(acquire_bytes=count, device=card.uuid))
         if answer is None:
             return None
-        reply = answer[0]
-        self._keep(*answer)  # of a daemon that knows shared memory alone
+        reply, descriptors = answer
+        hold = None
+        if reply.handle and descriptors:
+            hold = _Hold(descriptors.pop(0))
+        self._keep(reply, descriptors)  # of a daemon that knows shared memory alone
         why, pause = reply.message, _DEVICE_AGAIN_SECONDS
         if reply.code == pb.OK:
             try:
-                buffer = DeviceBuffer(reply, card, card.open(reply.handle))
+                buffer = DeviceBuffer(reply, card, card.open(reply.handle), hold)
                 if buffer.bytes >= count:
                     return buffer
                 buffer.close()
             except cuda.Error as error:
                 why, pause = error, float("inf")  # what cannot be mapped once never can
+                if hold is not None:
+                    hold.end()
             self._exchange(
                 pb.LeaseRequest(
                     release_pool=reply.pool,

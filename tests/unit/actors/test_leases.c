@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -166,7 +167,8 @@ static luna_Letter hear(const struct fixture *self, pb_size_t kind)
     return letter;
 }
 
-static void answer(const struct fixture *self, uint32_t pool, luna_Code code, const char *message)
+static void answer_with(const struct fixture *self, uint32_t pool, luna_Code code,
+                        const char *message, int hold)
 {
     luna_Letter letter = {.which_letter = luna_Letter_memory_lent_tag};
     luna_MemoryLent *lent = &letter.letter.memory_lent;
@@ -175,7 +177,12 @@ static void answer(const struct fixture *self, uint32_t pool, luna_Code code, co
     strcpy(lent->message, message);
     lent->handle.size = 64;
     memset(lent->handle.bytes, (int)(pool & 0xff), 64);
-    assert_int_equal(packet_send_letter(self->executor, &letter, -1), STATUS_OK);
+    assert_int_equal(packet_send_letter(self->executor, &letter, hold), STATUS_OK);
+}
+
+static void answer(const struct fixture *self, uint32_t pool, luna_Code code, const char *message)
+{
+    answer_with(self, pool, code, message, -1);
 }
 
 // A lease of one unit, from question to reply.
@@ -319,6 +326,54 @@ static void a_refusal_reaches_the_client_and_counts_for_nothing(void **state)
     }
 }
 
+// True when all have closed the other end of a channel on which nothing is said.
+static bool has_ended(int hold, int wait_ms)
+{
+    char byte;
+    return can_read(hold, wait_ms) && recv(hold, &byte, sizeof byte, MSG_DONTWAIT) == 0;
+}
+
+static void the_executors_descriptor_is_the_clients_alone(void **state)
+{
+    struct fixture *self = *state;
+    int ends[2];
+    assert_int_equal(channel_pair(ends, NULL), STATUS_OK);
+    ask_for(self->client, UNIT_BYTES, CARD);
+    luna_Letter asked = hear(self, luna_Letter_lend_memory_tag);
+    assert_int_equal(asked.letter.lend_memory.user, geteuid());
+    answer_with(self, asked.letter.lend_memory.pool, luna_Code_OK, "", ends[1]);
+    close(ends[1]);
+    uint8_t buffer[luna_LeaseReply_size];
+    size_t size = 0;
+    struct channel_descriptors passed = {.count = 0};
+    assert_true(can_read(self->client, WAIT_MS));
+    assert_int_equal(channel_receive(self->client, buffer, sizeof buffer, &size, &passed),
+                     STATUS_OK);
+    assert_int_equal(passed.count, 1);
+    lease(self, self->client);  // the lease manager has done with the first
+    assert_false(has_ended(ends[0], 0));
+    actor_stop(&self->leases);
+    assert_false(has_ended(ends[0], 0));
+    channel_close_descriptors(&passed);
+    assert_true(has_ended(ends[0], WAIT_MS));
+    close(ends[0]);
+}
+
+static void a_descriptor_that_no_client_waits_for_is_closed(void **state)
+{
+    struct fixture *self = *state;
+    int ends[2];
+    assert_int_equal(channel_pair(ends, NULL), STATUS_OK);
+    ask_for(self->client, 1, CARD);
+    uint32_t pool = hear(self, luna_Letter_lend_memory_tag).letter.lend_memory.pool;
+    answer_with(self, pool + 1, luna_Code_OK, "", ends[1]);  // never asked for
+    close(ends[1]);
+    assert_true(has_ended(ends[0], WAIT_MS));
+    close(ends[0]);
+    answer(self, pool, luna_Code_OK, "");
+    assert_int_equal(reply_of(self->client).code, luna_Code_OK);
+}
+
 static void a_user_has_a_quota_whatever_the_connection(void **state)
 {
     struct fixture *self = *state;
@@ -353,6 +408,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             a_client_that_ends_while_it_waits_gets_nothing_and_keeps_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(a_refusal_reaches_the_client_and_counts_for_nothing, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(the_executors_descriptor_is_the_clients_alone, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(a_descriptor_that_no_client_waits_for_is_closed, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(a_user_has_a_quota_whatever_the_connection, setup,
                                         teardown),
