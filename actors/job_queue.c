@@ -89,6 +89,7 @@ void job_queue_push(struct job_queue *self, struct job_entry *entry, uint64_t no
     assert(self != NULL);
     assert(!entry->queued);
     assert(entry->cost >= 1);
+    assert(entry->place < JOB_PLACES_MAX);
 
     struct service *service = service_of(self, entry);
     if (entry->returned) {
@@ -160,14 +161,16 @@ static bool goes_before(const struct service *service, const struct job_entry *a
     return aged_priority(a, now_ns) > aged_priority(b, now_ns);
 }
 
-struct job_entry *job_queue_peek(struct job_queue *self, uint32_t service_index, uint64_t now_ns)
+struct job_entry *job_queue_peek(struct job_queue *self, uint32_t service_index, uint64_t now_ns,
+                                 uint64_t closed)
 {
     assert(self != NULL);
     assert(service_index < JOB_SERVICES_MAX);
     const struct service *service = self->services[service_index];
-    struct job_entry *best = service->first;
-    for (struct job_entry *entry = best; entry != NULL; entry = entry->next) {
-        if (entry != best && goes_before(service, entry, best, now_ns)) best = entry;
+    struct job_entry *best = NULL;
+    for (struct job_entry *entry = service->first; entry != NULL; entry = entry->next) {
+        if ((closed >> entry->place & 1) != 0) continue;
+        if (best == NULL || goes_before(service, entry, best, now_ns)) best = entry;
     }
     return best;
 }

@@ -24,6 +24,10 @@
 #define JOB_USERS_MAX 64u
 #define JOB_FLOWS_MAX 1024u
 
+// Where a job may have to run: a number from 1 to 63 that the queue compares with nothing.
+#define JOB_PLACES_MAX 64u
+#define JOB_ANYWHERE 0u
+
 // A second of waiting is worth so many points of priority.
 #define JOB_AGEING_PER_SECOND 1
 
@@ -34,6 +38,7 @@ struct job_entry {
     uint32_t flow;       // below JOB_FLOWS_MAX; of that user
     uint32_t cost;       // planned work, at least 1; what fairness is measured in
     uint32_t credit;     // of a worker that it takes
+    uint32_t place;      // below JOB_PLACES_MAX: where it should run
     uint64_t bytes;      // of memory that it holds while it waits
     int32_t priority;    // higher first among one flow's jobs
     bool returned;       // came back from a dead worker, or for want of memory
@@ -62,8 +67,10 @@ void job_queue_push(struct job_queue *self, struct job_entry *entry, uint64_t no
 // Takes an entry out, wherever it stands.
 void job_queue_remove(struct job_queue *self, struct job_entry *entry);
 
-// The entry of a service that goes next, still queued; NULL when none waits.
-struct job_entry *job_queue_peek(struct job_queue *self, uint32_t service, uint64_t now_ns);
+// The entry of a service that goes next, still queued; NULL when none waits. Entries of a place
+// whose bit is set in closed are passed over.
+struct job_entry *job_queue_peek(struct job_queue *self, uint32_t service, uint64_t now_ns,
+                                 uint64_t closed);
 
 // Takes the entry that job_queue_peek names and charges its user and flow.
 void job_queue_take(struct job_queue *self, struct job_entry *entry);

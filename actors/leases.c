@@ -270,7 +270,13 @@ static void on_pin(struct leases *self, const luna_PinLease *request)
     answer->tensor = request->tensor;
     answer->pool_offset = pool_offset;
     answer->code = (luna_Code)status;
-    if (status != STATUS_OK) text_set(answer->message, sizeof answer->message, error.message);
+    if (status != STATUS_OK) {
+        text_set(answer->message, sizeof answer->message, error.message);
+    } else {
+        const struct pool *pool = leases_find_pool(self, request->shared.pool);
+        const char *device = leases_device_of(self, pool);
+        if (device != NULL) text_set(answer->device, sizeof answer->device, device);
+    }
     if (post_letter(self->router, &letter, NULL) != STATUS_OK) {
         log_event(self->context->log, LOG_ERROR, "pin.lost", "job=%lu",
                   (unsigned long)request->job);

@@ -56,6 +56,13 @@ static struct lender *lender_of(struct leases *self, uint64_t number)
     return NULL;
 }
 
+const char *leases_device_of(struct leases *self, const struct pool *pool)
+{
+    assert(self != NULL);
+    const struct lender *lender = pool->loan != LOAN_NONE ? lender_of(self, pool->executor) : NULL;
+    return lender != NULL ? lender->name : NULL;
+}
+
 static enum status fail_unknown(const struct leases *self, const char *uuid, struct error *error)
 {
     char names[NAMES_BYTES] = "";

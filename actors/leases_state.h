@@ -81,6 +81,8 @@ enum status leases_release_loan(struct leases *self, struct door_guest *guest,
 uint32_t leases_end_loans(struct leases *self, const struct door_guest *guest);
 // Gives device memory back that nobody uses any more; other pools are left as they are.
 void leases_trim_loan(struct leases *self, struct pool *pool);
+// Name of the device that lent a pool; NULL for shared memory, and when its executor is gone.
+const char *leases_device_of(struct leases *self, const struct pool *pool);
 // What an executor says; false for what none says.
 bool leases_hear_lender(struct leases *self, struct door_guest *guest, const luna_Letter *letter);
 // Its connection has ended.

@@ -102,7 +102,7 @@ static void on_service_notice(struct router *self, const luna_ServiceNotice *not
     error_set(&error, (enum status)notice->code, "%s", notice->message);
     error.retry_after_ms = notice->retry_after_ms;
     struct job_entry *entry = NULL;
-    while ((entry = job_queue_peek(self->queue, service, router_now(self))) != NULL) {
+    while ((entry = job_queue_peek(self->queue, service, router_now(self), 0)) != NULL) {
         router_fail(self, (struct job *)entry, &error);
     }
     self->services[service].needs_bytes = 0;

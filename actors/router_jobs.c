@@ -432,6 +432,8 @@ static void on_pin_answer(struct router *self, const luna_PinAnswer *answer)
     assert(answer->tensor < CODEC_TENSORS_MAX);
     job->pool_offsets[answer->tensor] = answer->pool_offset;
     job->pins_pending -= 1;
+    // With tensors on two devices it is none's, as whoever gets it says.
+    if (answer->device[0] != '\0') job->entry.place = router_place(self, answer->device);
     if (job->pins_pending == 0) go_on(self, job);
 }
 

@@ -84,6 +84,7 @@ struct worker {
     uint64_t id;                   // 0 for a free entry; executor epoch << 16 | number
     uint32_t service;              // index
     char device[32];               // name
+    uint32_t place;                // of that device
     uint32_t executor_pid;         // of its process
     struct route control, data;    // connections; data.length 0 until its Hello
     uint32_t credit, credit_free;  // in all, and now
@@ -115,6 +116,7 @@ struct router {
     struct user users[JOB_USERS_MAX];
     struct service services[JOB_SERVICES_MAX];
     struct worker workers[ROUTER_WORKERS_MAX];
+    char places[JOB_PLACES_MAX][32];  // names of devices; "" at JOB_ANYWHERE, and where none is yet
     luna_ModelNotice models[ROUTER_MODELS_MAX];
     uint64_t model_numbers[ROUTER_MODELS_MAX];  // of each as it is now; another one when it changes
     uint64_t model_number_last;                 // given out
@@ -228,6 +230,8 @@ void router_check_workers(struct router *self);
 void router_device_down(struct router *self, uint64_t epoch);
 // The index of a service; makes it when create is set. JOB_SERVICES_MAX when there is none (left).
 uint32_t router_service(struct router *self, luna_Group group, const char *model, bool create);
+// The number of a device, for job_entry.place; JOB_ANYWHERE when there are too many.
+uint32_t router_place(struct router *self, const char *device);
 // Tells the scaler what waits.
 void router_tell_demand(struct router *self, uint32_t service, bool always);
 

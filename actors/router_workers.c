@@ -72,6 +72,16 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
 
 // ---- the table of workers
 
+uint32_t router_place(struct router *self, const char *device)
+{
+    assert(device[0] != '\0');
+    for (uint32_t i = JOB_ANYWHERE + 1; i < JOB_PLACES_MAX; i++) {
+        if (self->places[i][0] == '\0') text_set(self->places[i], sizeof self->places[i], device);
+        if (strcmp(self->places[i], device) == 0) return i;
+    }
+    return JOB_ANYWHERE;
+}
+
 static struct worker *find_worker(struct router *self, uint64_t id)
 {
     for (uint32_t i = 0; i < ROUTER_WORKERS_MAX && id != 0; i++) {
@@ -127,14 +137,45 @@ static uint32_t jobs_in_flight(const struct router *self)
     return count;
 }
 
+// Where the entry is to go, and where nothing goes because those that have to wait there are first.
+struct course {
+    uint32_t place;   // JOB_ANYWHERE: any but the closed ones
+    uint64_t closed;  // bits of places
+};
+
+static bool serves(const struct worker *worker, uint32_t service)
+{
+    return worker->id != 0 && worker->service == service && !worker->draining;
+}
+
+// The entry's own place, while a worker of its service is there: on any other device its leases are
+// none. Without one it goes anywhere, is told so, and comes again by the host.
+static uint32_t place_of(const struct router *self, const struct job_entry *entry)
+{
+    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX && entry->place != JOB_ANYWHERE; i++) {
+        const struct worker *worker = &self->workers[i];
+        if (serves(worker, entry->service) && worker->place == entry->place) return entry->place;
+    }
+    return JOB_ANYWHERE;
+}
+
+static bool may_take(const struct worker *worker, const struct job_entry *entry,
+                     struct course course)
+{
+    if (!serves(worker, entry->service)) return false;
+    if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) return false;
+    if (course.place != JOB_ANYWHERE) return worker->place == course.place;
+    return (course.closed >> worker->place & 1) == 0;
+}
+
 // The worker that should take the entry: free credit, least in flight, then least recently used.
-static struct worker *choose_worker(struct router *self, const struct job_entry *entry)
+static struct worker *choose_worker(struct router *self, const struct job_entry *entry,
+                                    struct course course)
 {
     struct worker *best = NULL;
     for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
         struct worker *worker = &self->workers[i];
-        if (worker->id == 0 || worker->service != entry->service || worker->draining) continue;
-        if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) continue;
+        if (!may_take(worker, entry, course)) continue;
         bool fits = worker->credit_free >= entry->credit || worker->credit_free == worker->credit;
         if (!fits) continue;
         if (best == NULL || worker->in_flight < best->in_flight ||
@@ -148,14 +189,14 @@ static struct worker *choose_worker(struct router *self, const struct job_entry 
 // The worker, out of credit, where the entry may go before a job that was given and has not begun:
 // one such job at a time, where the running one is the oldest. So whoever asks seldom waits for
 // what runs, not for what a flood has put in front of the lane besides.
-static struct worker *choose_overtaking(struct router *self, const struct job_entry *entry)
+static struct worker *choose_overtaking(struct router *self, const struct job_entry *entry,
+                                        struct course course)
 {
     struct worker *best = NULL;
     uint64_t best_order = UINT64_MAX;
     for (uint32_t i = 0; i < ROUTER_WORKERS_MAX; i++) {
         struct worker *worker = &self->workers[i];
-        if (worker->id == 0 || worker->service != entry->service || worker->draining) continue;
-        if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) continue;
+        if (!may_take(worker, entry, course)) continue;
         const struct flight *running = NULL, *last = NULL;
         bool taken = false;
         for (uint32_t j = 0; j < ROUTER_FLIGHTS_MAX; j++) {
@@ -236,16 +277,22 @@ void router_dispatch(struct router *self, uint32_t service)
     assert(service < JOB_SERVICES_MAX);
     uint64_t now = router_now(self);
     if (now < self->services[service].held_until_ns) return;
+    struct course course = {.closed = 0};
     for (;;) {
-        struct job_entry *entry = job_queue_peek(self->queue, service, now);
+        struct job_entry *entry = job_queue_peek(self->queue, service, now, course.closed);
         if (entry == NULL) return;
         struct job *job = (struct job *)entry;
         // While suspects wait or run, one job at a time is out.
         bool careful = self->alone_waiting > 0 || self->quarantined != 0;
         if (careful && (!job->entry.alone || jobs_in_flight(self) > 0)) return;
-        struct worker *worker = choose_worker(self, entry);
-        if (worker == NULL) worker = choose_overtaking(self, entry);
-        if (worker == NULL) return;
+        course.place = place_of(self, entry);
+        struct worker *worker = choose_worker(self, entry, course);
+        if (worker == NULL) worker = choose_overtaking(self, entry, course);
+        if (worker == NULL && course.place == JOB_ANYWHERE) return;
+        if (worker == NULL) {  // it waits for its device, and those behind it for others
+            course.closed |= UINT64_C(1) << course.place;
+            continue;
+        }
         job_queue_take(self->queue, entry);
         if (!give(self, job, worker)) {
             entry->returned = true;
@@ -402,6 +449,7 @@ static void on_ready(struct router *self, struct bytes connection, const luna_Re
     worker->id = ready->worker;
     worker->service = service;
     memcpy(worker->device, ready->device, sizeof worker->device);
+    worker->place = router_place(self, ready->device);
     worker->executor_pid = ready->executor_pid;
     worker->control = route_of(connection);
     worker->heard_ns = router_now(self);

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ import pytest
 import luna
 import luna.aio
 from conftest import BINARY, ROOT, is_alive, latent_request, request, text_request, wait_until
-from device_arrays import LIBRARY, OTHER, Array, library, make_torch, to_numpy
+from device_arrays import LIBRARY, OTHER, SERVED, Array, library, make_torch, to_numpy
 from files import random_latent
 from luna import cuda, luna_pb2 as pb, shared
-from test_emulated import EMULATED, MB, device, faults  # noqa: F401
+from test_emulated import EMULATED, MB, cards, device, faults  # noqa: F401
 from test_emulated import make_emulated as start_emulated  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not EMULATED.exists() or not LIBRARY.exists(),
@@ -186,6 +187,38 @@ def test_the_ledger_and_the_driver_agree_to_the_byte_with_what_is_lent(make_emul
         return now.lent_bytes == 2 * MB and now.memory_free_bytes + held == now.memory_total_bytes
 
     wait_until(agree, 10, "what is held and what is free make the whole")
+
+
+# ---- several cards
+
+
+def test_a_job_runs_on_the_card_that_its_tensors_lie_on(make_daemon, cards, caplog):
+    daemon = make_daemon(settings={"scaling.vae_workers": "2-2", "scaling.memory_margin_mb": 16}, environment=cards(2))
+    client = daemon.connect(shared_memory=False)
+    wanted = client.decode_latent(LATENT)
+    wait_until(lambda: daemon.service("vae").workers == 2, 20, "a worker on each card")
+    wait_until(lambda: all(lease(session_of(daemon), acquire_bytes=1 << 60, device=card.uuid).code == pb.INVALID_ARGUMENT
+                           for card in daemon.status().devices), 20, "both cards lend")
+    before = transport(daemon).device_bytes
+    together = threading.Barrier(3)
+
+    def decode_often(card):
+        with luna.connect(daemon.ipc) as own:
+            for _ in range(4):
+                assert to_numpy(own.decode_latent(Array(LATENT, card))).tobytes() == wanted.tobytes()
+            together.wait(60)  # both have decoded
+            together.wait(60)  # both were counted
+
+    with caplog.at_level(logging.DEBUG, "luna"), ThreadPoolExecutor() as pool:
+        runs = [pool.submit(decode_often, card) for card in (SERVED, OTHER)]
+        together.wait(60)
+        lent = [d.lent_bytes for d in daemon.status().devices]
+        together.wait(60)
+        for run in runs:
+            run.result()
+    assert lent == [2 * MB, 2 * MB]
+    assert transport(daemon).device_bytes - before == 8 * (LATENT.nbytes + wanted.nbytes)
+    assert daemon.status().requests.failed == 0 and not caplog.records
 
 
 # ---- falling back

@@ -15,7 +15,7 @@ static struct job_queue *new_queue(void)
 
 static struct job_entry *take(struct job_queue *queue, uint64_t now_ns)
 {
-    struct job_entry *entry = job_queue_peek(queue, 0, now_ns);
+    struct job_entry *entry = job_queue_peek(queue, 0, now_ns, 0);
     if (entry != NULL) job_queue_take(queue, entry);
     return entry;
 }
@@ -106,11 +106,31 @@ static void priority_orders_one_flow_and_age_overtakes_it(void **state)
     struct job_entry old = {.cost = 1}, urgent = {.cost = 1, .priority = 5};
     job_queue_push(queue, &old, 0);
     job_queue_push(queue, &urgent, 0);
-    assert_ptr_equal(job_queue_peek(queue, 0, 1), &urgent);
+    assert_ptr_equal(job_queue_peek(queue, 0, 1, 0), &urgent);
     job_queue_remove(queue, &urgent);
     urgent.enqueued_ns = 0;
     job_queue_push(queue, &urgent, 10000000000u);
-    assert_ptr_equal(job_queue_peek(queue, 0, 10000000001u), &old);  // ten seconds beat five points
+    assert_ptr_equal(job_queue_peek(queue, 0, 10000000001u, 0),
+                     &old);  // ten seconds beat five points
+    job_queue_destroy(&queue);
+}
+
+static void who_waits_for_a_closed_place_holds_up_nobody_else(void **state)
+{
+    (void)state;
+    struct job_queue *queue = new_queue();
+    struct job_entry jobs[4] = {{.cost = 1, .place = 2},
+                                {.cost = 1, .place = 1},
+                                {.cost = 1, .place = 2},
+                                {.cost = 1, .place = JOB_ANYWHERE}};
+    for (int i = 0; i < 4; i++) job_queue_push(queue, &jobs[i], 0);
+    assert_ptr_equal(job_queue_peek(queue, 0, 1, 1u << 2), &jobs[1]);
+    assert_ptr_equal(job_queue_peek(queue, 0, 1, 1u << 1 | 1u << 2), &jobs[3]);
+    job_queue_take(queue, &jobs[3]);
+    job_queue_take(queue, &jobs[1]);
+    assert_null(job_queue_peek(queue, 0, 1, 1u << 2));
+    assert_ptr_equal(take(queue, 1), &jobs[0]);  // in order once it is open
+    assert_ptr_equal(take(queue, 1), &jobs[2]);
     job_queue_destroy(&queue);
 }
 
@@ -279,6 +299,7 @@ int main(void)
         cmocka_unit_test(shares_are_measured_in_cost_and_not_in_jobs),
         cmocka_unit_test(connections_of_one_user_share_alike),
         cmocka_unit_test(priority_orders_one_flow_and_age_overtakes_it),
+        cmocka_unit_test(who_waits_for_a_closed_place_holds_up_nobody_else),
         cmocka_unit_test(a_returned_job_goes_first_and_is_not_charged_twice),
         cmocka_unit_test(who_must_run_alone_goes_before_all_that_wait_for_it),
         cmocka_unit_test(a_newcomer_overtakes_what_a_flood_was_given_and_has_not_begun),
