@@ -2,7 +2,8 @@
 // colon stands the storage type of a fast device, "cuda:0:f16", bf16 where it is not said.
 //
 // $LUNA_CUDA_CONVOLUTION says which kernel convolves 16-bit activations: "mma", which every card
-// has and which is the default, or "wgmma", for compute capability 9.0 alone.
+// has and which is the default; "wgmma", for compute capability 9.0 alone, any other card is
+// refused; or "auto", wgmma where the card has it and mma elsewhere, for a machine with both.
 
 #include "kernels/cuda/device_gpu.h"
 
@@ -110,18 +111,20 @@ static enum status read_name(struct gpu_name *out, const char *name, struct erro
 static enum status choose_convolution(bool *out, const struct gpu_facts *facts, struct error *error)
 {
     const char *name = getenv("LUNA_CUDA_CONVOLUTION");
+    bool has_wgmma = strcmp(facts->capability, "9.0") == 0;
     bool is_wgmma = name != NULL && strcmp(name, "wgmma") == 0;
-    if (name != NULL && !is_wgmma && strcmp(name, "mma") != 0) {
+    bool is_auto = name != NULL && strcmp(name, "auto") == 0;
+    if (name != NULL && !is_wgmma && !is_auto && strcmp(name, "mma") != 0) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "LUNA_CUDA_CONVOLUTION is \"%s\", neither mma nor wgmma", name);
+                         "LUNA_CUDA_CONVOLUTION is \"%s\", neither mma nor wgmma nor auto", name);
     }
-    if (is_wgmma && strcmp(facts->capability, "9.0") != 0) {
+    if (is_wgmma && !has_wgmma) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "LUNA_CUDA_CONVOLUTION is wgmma, which needs compute capability 9.0: %s "
                          "has %s",
                          facts->label, facts->capability);
     }
-    *out = is_wgmma;
+    *out = is_wgmma || (is_auto && has_wgmma);
     return STATUS_OK;
 }
 

@@ -6,8 +6,9 @@
 //
 // Under the name of libluna_cuda.so this library opens "cuda:N" as well, so that what looks for
 // cards and starts executors for them can be tested: $LUNA_EMULATION_CARDS says how many there are,
-// 1 by default. What may go wrong beside a program can be arranged while it runs, by files in the
-// folder $LUNA_EMULATION_FAULTS:
+// 1 by default, $LUNA_EMULATION_CAPABILITY which compute capability they claim, 9.0 by default.
+// What may go wrong beside a program can be arranged while it runs, by files in the folder
+// $LUNA_EMULATION_FAULTS:
 //
 //     hog      so many bytes of the device are held by somebody else
 //     graph    so many calls on, gpu_graph_begin, its end or a launch fails, once
@@ -313,7 +314,9 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
              static_cast<unsigned long long>(emulation::settings().seed));
     snprintf(facts->driver, sizeof facts->driver, "emulation");
     snprintf(facts->uuid, sizeof facts->uuid, "GPU-00000000-0000-0000-0000-%012u", number);
-    snprintf(facts->capability, sizeof facts->capability, "9.0");
+    const char *capability = getenv("LUNA_EMULATION_CAPABILITY");
+    snprintf(facts->capability, sizeof facts->capability, "%s",
+             capability == nullptr ? "9.0" : capability);
     *out = self;
     return STATUS_OK;
 }

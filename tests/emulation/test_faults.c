@@ -319,7 +319,23 @@ static void which_kernel_convolves_is_chosen_by_name_or_refused(void **state)
     assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", name_the_convolution), 1);
     assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "mma", name_the_convolution), 1);
     assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "wgmma", name_the_convolution), 2);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "auto", name_the_convolution), 2);
     assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "mmu", name_the_convolution), 3);
+}
+
+static int name_the_convolution_of_8_9(void)
+{
+    setenv("LUNA_EMULATION_CAPABILITY", "8.9", 1);
+    return name_the_convolution();
+}
+
+// So one environment does for a machine whose cards differ.
+static void auto_convolves_on_a_card_that_wgmma_is_refused_for(void **state)
+{
+    (void)state;
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "auto", name_the_convolution_of_8_9), 1);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "mma", name_the_convolution_of_8_9), 1);
+    assert_int_equal(in_child("LUNA_CUDA_CONVOLUTION", "wgmma", name_the_convolution_of_8_9), 3);
 }
 
 int main(void)
@@ -332,6 +348,7 @@ int main(void)
         cmocka_unit_test(a_traced_run_tells_when_each_operation_ended),
         cmocka_unit_test(a_kernel_that_fails_breaks_the_device_and_says_which),
         cmocka_unit_test(which_kernel_convolves_is_chosen_by_name_or_refused),
+        cmocka_unit_test(auto_convolves_on_a_card_that_wgmma_is_refused_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
