@@ -219,10 +219,11 @@ static void check_text(enum dtype weights)
     encoders_close(encoders);
 }
 
-static void a_whole_clip_is_faithful_with_fp16_and_with_float32_weights(void **state)
+static void a_whole_clip_is_faithful_with_weights_of_every_type(void **state)
 {
     (void)state;
     check_text(DTYPE_F16);
+    check_text(DTYPE_BF16);
     check_text(DTYPE_F32);
 }
 
@@ -344,7 +345,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_vae_encodes_and_decodes_as_on_the_cpu),
         cmocka_unit_test(tiles_of_a_vae_are_blended_as_on_the_cpu),
-        cmocka_unit_test(a_whole_clip_is_faithful_with_fp16_and_with_float32_weights),
+        cmocka_unit_test(a_whole_clip_is_faithful_with_weights_of_every_type),
         cmocka_unit_test(the_plan_of_weights_is_what_they_take_to_the_byte),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

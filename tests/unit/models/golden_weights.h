@@ -13,7 +13,7 @@
 
 // A growing list of tensors that own their names and elements; then a table of them.
 struct golden_weights {
-    enum dtype dtype;            // of all elements: F32 or F16
+    enum dtype dtype;            // of all elements: F32, F16 or BF16
     struct tensor *tensors;      // name and data are ours
     uint32_t count, capacity;    // of tensors
     struct tensor_table *table;  // after golden_finish
@@ -57,7 +57,10 @@ static inline void golden_set(const struct tensor *tensor, uint64_t index, float
 {
     if (tensor->dtype == DTYPE_F16) {
         ((uint16_t *)golden_elements(tensor))[index] = f32_to_f16(value);
+    } else if (tensor->dtype == DTYPE_BF16) {
+        ((uint16_t *)golden_elements(tensor))[index] = f32_to_bf16(value);
     } else {
+        assert_int_equal(tensor->dtype, DTYPE_F32);
         ((float *)golden_elements(tensor))[index] = value;
     }
 }
