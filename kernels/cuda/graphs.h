@@ -7,7 +7,7 @@
 #include "kernels/cuda/device_gpu.h"
 #include "kernels/cuda/graph_key.h"
 
-#define GRAPHS_MAX 8u        // that a lane keeps: rows of a batch times stacks that come again
+#define GRAPHS_MAX 24u       // that a lane keeps: rows of a batch times stacks that come again
 #define GRAPHS_SEEN_MAX 32u  // programs that it remembers to have run
 
 struct recorded_graph {

@@ -1,8 +1,9 @@
 // multiply_mma.cu - c = a b^T of 16-bit elements on tensor cores, sums in float32.
 //
 // A block makes 64x64 sums with four warps, 32 columns of a and b at a time, through a ring of
-// three stages. The order of a sum is that of its columns, whatever the rows beside it are. For
-// linears where the vendor's library is not there: emulation, and machines without it.
+// three stages. The order of a sum is that of its columns, whatever the rows beside it are.
+// Linears are multiplied by this, unless $LUNA_CUDA_LINEARS asks for the vendor's library
+// (driver_blas.h).
 
 #include "kernels/cuda/tiles.h"
 

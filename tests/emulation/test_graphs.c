@@ -7,7 +7,7 @@
 #include "kernels/cuda/graph_key.h"
 #include "tests/unit/models/text_toys.h"
 
-#define GRAPHS_KEPT 8u  // GRAPHS_MAX of kernels/cuda/graphs.h
+#define GRAPHS_KEPT 24u  // GRAPHS_MAX of kernels/cuda/graphs.h
 #define PROMPTS 4u
 
 // Texts without weights: those with some encode an empty row beside theirs.
