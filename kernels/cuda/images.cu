@@ -166,8 +166,12 @@ void gpu_launch_store_latent(struct gpu_stream *stream, const struct gpu_store *
 
 void gpu_launch_widen(struct gpu_stream *stream, const struct gpu_widen *arguments)
 {
-    GPU_LAUNCH_STORAGE(stream, arguments->storage, widen_elements,
-                       gpu::blocks_for(arguments->count, THREADS), THREADS, 0, *arguments);
+    dim3 grid = gpu::blocks_for(arguments->count, THREADS);
+    if (arguments->storage == DTYPE_F16) {
+        GPU_LAUNCH(stream, widen_elements<__half>, grid, THREADS, 0, *arguments);
+    } else {
+        GPU_LAUNCH(stream, widen_elements<__nv_bfloat16>, grid, THREADS, 0, *arguments);
+    }
 }
 
 void gpu_launch_blend(struct gpu_stream *stream, const struct gpu_blend *arguments)

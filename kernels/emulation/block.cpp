@@ -4,6 +4,7 @@
 // swapcontext would make a system call each time. A fault jumps to the host's stack and never comes
 // back to the fibers, so nothing on their stacks may own memory.
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -36,6 +37,8 @@ options options_from_environment()
     made.device_bytes = number_from_environment("LUNA_EMULATION_BYTES", UINT64_C(8) << 30);
     made.fail_at = number_from_environment("LUNA_EMULATION_FAIL_AT", 0);
     made.break_at = number_from_environment("LUNA_EMULATION_BREAK_AT", 0);
+    made.conflicts_max = number_from_environment("LUNA_EMULATION_CONFLICTS", UINT64_MAX);
+    made.seen = getenv("LUNA_EMULATION_SEEN");
     made.shared_bytes = 99u << 10;
     return made;
 }
@@ -52,6 +55,7 @@ struct machine {
     char *stacks = nullptr;
     size_t stacks_count = 0;
     uint64_t launches = 0;
+    std::vector<const void *> seen;  // kernels that are in the file of what ran
     char *shared = nullptr;
 };
 
@@ -616,6 +620,40 @@ bool may_launch(const shape &shape)
     return fits;
 }
 
+// Appends "LIBRARY OFFSET" of a kernel's code to the file of what ran, once in a process;
+// tests/emulation/kernels.py finds its name.
+void note_kernel(const shape &shape)
+{
+    machine &machine = self();
+    if (machine.given.seen == nullptr) return;
+    const auto &seen = machine.seen;
+    if (std::find(seen.begin(), seen.end(), shape.kernel) != seen.end()) return;
+    Dl_info found = {};
+    FILE *file = fopen(machine.given.seen, "ae");
+    if (file == nullptr || dladdr(shape.kernel, &found) == 0) {
+        fprintf(stderr, "%s cannot be noted in %s\n", shape.name, machine.given.seen);
+        abort();
+    }
+    machine.seen.push_back(shape.kernel);
+    size_t offset = static_cast<size_t>(static_cast<const char *>(shape.kernel) -
+                                        static_cast<const char *>(found.dli_fbase));
+    fprintf(file, "%s %zx\n", found.dli_fname, offset);
+    fclose(file);
+}
+
+// Conflicts of banks cost time and change no value: they fail a launch only where that is asked
+// for.
+void check_conflicts(const shape &shape, uint64_t conflicts)
+{
+    machine &machine = self();
+    if (machine.has_failed || conflicts <= machine.given.conflicts_max) return;
+    machine.has_failed = true;
+    snprintf(machine.message, sizeof machine.message,
+             "%s: ldmatrix had %llu bank conflicts, %llu are allowed", shape.name,
+             static_cast<unsigned long long>(conflicts),
+             static_cast<unsigned long long>(machine.given.conflicts_max));
+}
+
 }  // namespace
 
 bool run(const shape &shape, void (*body)(void *context), void *context)
@@ -629,6 +667,8 @@ bool run(const shape &shape, void (*body)(void *context), void *context)
                  static_cast<unsigned long long>(machine.launches));
         return false;
     }
+    note_kernel(shape);
+    uint64_t conflicts_before = machine.counted.bank_conflicts;
     block block{};
     block.launch = &shape;
     block.threads = shape.block.x * shape.block.y * shape.block.z;
@@ -650,6 +690,7 @@ bool run(const shape &shape, void (*body)(void *context), void *context)
         if (watching.go_on != nullptr && !watching.go_on(watching.context)) break;
     }
     shut_memory();
+    check_conflicts(shape, machine.counted.bank_conflicts - conflicts_before);
     return !machine.has_failed;
 }
 

@@ -51,6 +51,8 @@ struct options {
     uint64_t device_bytes;     // memory of the device; $LUNA_EMULATION_BYTES
     uint64_t fail_at;          // the n-th allocation fails; 0: none; $LUNA_EMULATION_FAIL_AT
     uint64_t break_at;         // the n-th launch fails; 0: none; $LUNA_EMULATION_BREAK_AT
+    uint64_t conflicts_max;    // more bank conflicts fail a launch; $LUNA_EMULATION_CONFLICTS
+    const char *seen;          // file that names what ran; NULL: none; $LUNA_EMULATION_SEEN
     size_t shared_bytes;       // most dynamic shared memory of a block: what sm_86, 89 and 120 have
 };
 
@@ -72,6 +74,7 @@ struct shape {
     const char *name;     // of the kernel, for reports
     dim3 grid, block;     //
     size_t shared_bytes;  // dynamic
+    const void *kernel;   // its code
 };
 bool run(const shape &shape, void (*body)(void *context), void *context);
 
@@ -97,7 +100,8 @@ bool launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_
         auto *self = static_cast<struct call *>(context);
         std::apply(self->kernel, self->values);
     };
-    return run(shape{name, grid, block, shared_bytes}, body, &call);
+    const void *code = reinterpret_cast<const void *>(kernel);
+    return run(shape{name, grid, block, shared_bytes, code}, body, &call);
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -154,6 +154,38 @@ void shuffles_and_ballots_move_what_they_should(void **state)
     }
 }
 
+// Eight rows of 128 bytes begin in the same bank, eight of 16 bytes in eight different ones.
+GPU_KERNEL void load_rows_apart(uint32_t pitch, uint32_t *out)
+{
+    GPU_DYNAMIC_SHARED(shared, uint32_t);
+    unsigned t = threadIdx.x;
+    for (unsigned i = t; i < 1024; i += 32) shared[i] = i;
+    __syncthreads();
+    uint32_t registers[4];
+    gpu::load_matrix4(registers, gpu::shared_address(shared) + t * pitch);
+    out[t] = registers[0];
+}
+
+void bank_conflicts_fail_a_launch_where_so_many_are_not_allowed(void **state)
+{
+    static_cast<void>(state);
+    emulation::options before = emulation::settings();
+    auto *out = device_array<uint32_t>(32);
+    for (uint64_t allowed : {UINT64_C(0), UINT64_C(27), UINT64_C(28), UINT64_MAX}) {
+        emulation::settings().conflicts_max = allowed;
+        struct gpu_stream apart = {};
+        GPU_LAUNCH(&apart, load_rows_apart, 1, 32, 4096, 128u, out);
+        assert_int_equal(apart.has_failed, allowed < 28);
+        if (apart.has_failed)
+            assert_non_null(strstr(apart.report, "ldmatrix had 28 bank conflicts"));
+        struct gpu_stream close = {};
+        GPU_LAUNCH(&close, load_rows_apart, 1, 32, 4096, 16u, out);
+        must_run(close);
+    }
+    emulation::release(out);
+    emulation::settings() = before;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Copies
 
@@ -343,6 +375,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fragments_of_a_product_lie_as_in_cutlass),
         cmocka_unit_test(matrices_are_loaded_by_rows_or_by_columns),
+        cmocka_unit_test(bank_conflicts_fail_a_launch_where_so_many_are_not_allowed),
         cmocka_unit_test(shuffles_and_ballots_move_what_they_should),
         cmocka_unit_test(copies_land_at_the_wait_or_at_once_as_the_seed_says),
         cmocka_unit_test(every_breach_is_reported_with_its_place),
