@@ -203,6 +203,7 @@ void executor_define_model(struct executor *self, const luna_ModelDefinition *de
     for (luna_Group group = luna_Group_VAE; group <= luna_Group_TEXT; group++) {
         unload(self, model, group);
         model->planned_bytes[group] = 0;
+        model->wanted_bytes[group] = 0;
     }
     model->definition = *definition;
     model->hash_vae[0] = '\0';

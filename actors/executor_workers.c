@@ -9,6 +9,13 @@
 #include "actors/event.h"
 #include "runtime/message.h"
 
+// What loading the networks of a service takes here, or took; 0 where the device was not asked yet.
+static uint64_t weights_bytes(struct executor *self, const luna_Service *service)
+{
+    const struct model_entry *model = executor_find_model(self, service->model);
+    return model != NULL ? model->wanted_bytes[service->group] : 0;
+}
+
 static void tell_worker_down(struct executor *self, const struct worker_entry *worker,
                              const struct error *error, const char *reason)
 {
@@ -21,6 +28,7 @@ static void tell_worker_down(struct executor *self, const struct worker_entry *w
     text_set(down->reason, sizeof down->reason, error != NULL ? error->message : reason);
     down->failed_to_start = error != NULL;
     down->code = error != NULL ? (luna_Code)error->status : luna_Code_OK;
+    if (error != NULL) down->weights_bytes = weights_bytes(self, &worker->service);
     executor_tell(self, WATCH_SCALER, &letter);
 }
 
@@ -30,6 +38,7 @@ void executor_tell_worker_up(struct executor *self, const struct worker_entry *w
     letter.letter.worker_up.worker = worker->id;
     letter.letter.worker_up.has_service = true;
     letter.letter.worker_up.service = worker->service;
+    letter.letter.worker_up.weights_bytes = weights_bytes(self, &worker->service);
     text_set(letter.letter.worker_up.device, sizeof letter.letter.worker_up.device,
              self->arguments.device);
     executor_tell(self, WATCH_SCALER, &letter);
@@ -172,6 +181,9 @@ static void on_retired(struct executor *self, struct worker_entry *worker)
     executor_report(self);
 }
 
+// What is idle goes for an arena only where that can suffice; copies in use are taken for idle
+// here. Who is refused is offered what there would be without idle networks: smaller tiles may want
+// that.
 static void on_reserve(struct executor *self, struct worker_entry *worker,
                        struct executor_letter *letter)
 {
@@ -183,9 +195,6 @@ static void on_reserve(struct executor *self, struct worker_entry *worker,
     while (hopeful && more > ledger_free(&self->ledger) && executor_evict_one(self)) {
         executor_read_memory(self);
     }
-// What is idle goes for an arena only where that can suffice; copies in use are taken for idle
-// here. Who is refused is offered what there would be without idle networks: smaller tiles may want
-// that.
     bool granted = hopeful && ledger_reserve(&self->ledger, before, letter->bytes);
     letter->kind = EXECUTOR_RESERVED;
     letter->granted = granted;

@@ -100,6 +100,31 @@ static uint32_t take_device(struct policy *self, const char *name)
     return index;
 }
 
+// What an executor said its networks take, for the next time that they are not loaded there.
+static void keep_weights(struct policy *self, struct policy_key key, uint32_t device,
+                         uint64_t weights_bytes)
+{
+    assert(device < POLICY_DEVICES_MAX);
+    if (weights_bytes > 0) self->models[key.model].exact_bytes[device][key.group] = weights_bytes;
+}
+
+// Another executor may have another type of storage.
+static void forget_weights(struct policy *self, uint32_t device)
+{
+    assert(device < POLICY_DEVICES_MAX);
+    for (uint32_t i = 0; i < POLICY_MODELS_MAX; i++) {
+        memset(self->models[i].exact_bytes[device], 0, sizeof self->models[i].exact_bytes[device]);
+    }
+}
+
+uint64_t policy_weights_bytes(const struct policy *self, struct policy_key key, uint32_t device)
+{
+    assert(device < POLICY_DEVICES_MAX);
+    const struct policy_model_state *model = &self->models[key.model];
+    uint64_t exact_bytes = model->exact_bytes[device][key.group];
+    return exact_bytes > 0 ? exact_bytes : model->told.weights_bytes[key.group];
+}
+
 // Drops the device's lanes but those of one epoch, which a worker's number tells; 0 drops all.
 static void drop_lanes(struct policy *self, uint32_t device, uint64_t except_epoch)
 {
@@ -134,7 +159,10 @@ enum status policy_tell_device(struct policy *self, const struct policy_device *
     struct policy_device_state *state = &self->devices[index];
     // The last words of an executor that is known to be dead.
     if (state->down_epoch != 0 && state->down_epoch == device->epoch) return STATUS_OK;
-    if (state->told.epoch != device->epoch) drop_lanes(self, index, device->epoch);
+    if (state->told.epoch != device->epoch) {
+        drop_lanes(self, index, device->epoch);
+        forget_weights(self, index);
+    }
     state->told = *device;
     state->alive = true;
     state->given_up = false;
@@ -181,8 +209,12 @@ enum status policy_tell_model(struct policy *self, const struct policy_model *mo
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "more than %u models",
                          POLICY_MODELS_MAX);
     }
-    self->models[index].known = true;
-    self->models[index].told = *model;
+    struct policy_model_state *state = &self->models[index];
+    bool is_same =
+        memcmp(state->told.weights_bytes, model->weights_bytes, sizeof model->weights_bytes) == 0;
+    if (!is_same) memset(state->exact_bytes, 0, sizeof state->exact_bytes);  // other files
+    state->known = true;
+    state->told = *model;
     return STATUS_OK;
 }
 
@@ -252,6 +284,7 @@ enum status policy_tell_worker_up(struct policy *self, const struct policy_worke
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "more than %u workers",
                          POLICY_WORKERS_MAX);
     }
+    keep_weights(self, key, device, worker->weights_bytes);
     if (lane->used && lane->worker == worker->worker) return STATUS_OK;
     *lane = (struct policy_lane){.used = true,
                                  .worker = worker->worker,
@@ -295,6 +328,7 @@ void policy_tell_worker_down(struct policy *self, const struct policy_worker *wo
     if (device == UINT32_MAX || key.model == POLICY_MODELS_MAX) return;
     struct policy_lane *lane = find_lane(self, worker, key, device);
     bool was_up = lane != NULL && lane->worker != 0;
+    keep_weights(self, key, device, worker->weights_bytes);
     // A worker that this policy never heard of takes no other spawn's lane with it when it ends
     // well.
     if (lane != NULL && (was_up || code != STATUS_OK)) lane->used = false;

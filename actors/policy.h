@@ -15,6 +15,9 @@
 //     loaded, and the largest arena that a waiting job needs. Weights of models that nobody uses
 //     count as free, since the executor drops them when it must; what spawns under way will take
 //     does not.
+//   - what weights take on a device depends on its type of storage. They count as in their file, of
+//     which a device may need half, until its executor has said more, when a worker came up or
+//     found no room: one that has room for the half is asked, by a spawn that it may refuse.
 //   - memory lacks: an idle worker of another service without demand retires, the longest idle
 //   first. Where there
 //     is none, the refusal is told, and after 5 s without a single worker those who wait are
@@ -83,7 +86,7 @@ struct policy_device {
 struct policy_model {
     char name[POLICY_NAME_BYTES];
     bool offers[POLICY_GROUP_COUNT];
-    uint64_t weights_bytes[POLICY_GROUP_COUNT];  // of the part that the group needs
+    uint64_t weights_bytes[POLICY_GROUP_COUNT];  // of the part that the group needs, in the file
     char loaded_on[POLICY_DEVICES_MAX][POLICY_DEVICE_BYTES];
     uint32_t loaded_count;  // entries of loaded_on
 };
@@ -94,6 +97,7 @@ struct policy_worker {
     enum policy_group group;
     char model[POLICY_NAME_BYTES];
     char device[POLICY_DEVICE_BYTES];
+    uint64_t weights_bytes;  // that its networks take on that device; 0: not told
 };
 
 enum policy_action {

@@ -41,6 +41,8 @@ struct policy_model_state {
     bool known;                // the registry told it, and did not take it back
     struct policy_model told;  // by the registry
     struct policy_demand_state demand[POLICY_GROUP_COUNT];
+    // What each group's weights take on a device, as its executor told; 0: it has not.
+    uint64_t exact_bytes[POLICY_DEVICES_MAX][POLICY_GROUP_COUNT];
 };
 
 struct policy_device_state {
@@ -79,6 +81,9 @@ bool policy_offers(const struct policy *self, struct policy_key key);
 
 // True when the registry said that the model's weights are on the device.
 bool policy_loaded(const struct policy *self, uint32_t model, uint32_t device);
+
+// What the service's weights take on the device, as far as is known.
+uint64_t policy_weights_bytes(const struct policy *self, struct policy_key key, uint32_t device);
 
 // Brings the marks of time up to date with the service's load.
 void policy_observe(struct policy *self, struct policy_key key, uint64_t now_ms);

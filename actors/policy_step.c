@@ -27,6 +27,7 @@ struct place {
     uint32_t lanes;   // of the service there
     uint64_t free_bytes;
     uint64_t plan_bytes;
+    uint64_t guess_bytes;  // of plan_bytes: weights as in their file; here they may take half
 };
 
 static uint64_t minus(uint64_t a, uint64_t b)
@@ -90,7 +91,10 @@ static uint64_t idle_weights_bytes(const struct policy *self, uint32_t device, u
         const struct policy_model_state *model = &self->models[i];
         if (!model->used || !model->known || i == except) continue;
         if (!policy_loaded(self, i, device) || has_lane_on(self, i, device)) continue;
-        for (int g = 0; g < POLICY_GROUP_COUNT; g++) bytes += model->told.weights_bytes[g];
+        for (int g = 0; g < POLICY_GROUP_COUNT; g++) {
+            bytes +=
+                policy_weights_bytes(self, (struct policy_key){i, (enum policy_group)g}, device);
+        }
     }
     return bytes;
 }
@@ -123,7 +127,8 @@ static struct place look_at(const struct policy *self, struct policy_key key, ui
     place.free_bytes = minus(place.free_bytes, pending_bytes(self, device));
 
     bool loaded = place.lanes > 0 || policy_loaded(self, key.model, device);
-    place.plan_bytes = loaded ? 0 : model->told.weights_bytes[key.group];
+    place.plan_bytes = loaded ? 0 : policy_weights_bytes(self, key, device);
+    if (model->exact_bytes[device][key.group] == 0) place.guess_bytes = place.plan_bytes;
     place.plan_bytes += model->demand[key.group].told.needs_bytes;
     return place;
 }
@@ -134,11 +139,20 @@ static bool fits(const struct policy *self, struct place place)
            place.free_bytes - place.plan_bytes >= margin_of(self, place.device);
 }
 
-// True when a is the better place: one that fits, then with fewer lanes, then with more memory.
+// Even if not, half of what is guessed would: its executor knows.
+static bool may_fit(const struct policy *self, struct place place)
+{
+    place.plan_bytes -= place.guess_bytes / 2;
+    return fits(self, place);
+}
+
+// True when a is the better place: one that fits, or may, then with fewer lanes, then with more
+// memory.
 static bool is_better(const struct policy *self, struct place a, struct place b)
 {
     if (b.device == UINT32_MAX) return true;
     if (fits(self, a) != fits(self, b)) return fits(self, a);
+    if (may_fit(self, a) != may_fit(self, b)) return may_fit(self, a);
     if (a.lanes != b.lanes) return a.lanes < b.lanes;
     return minus(a.free_bytes, a.plan_bytes) > minus(b.free_bytes, b.plan_bytes);
 }
@@ -349,7 +363,7 @@ static bool make_room(struct policy *self, struct policy_key key, struct place p
     const struct policy_device *told = &self->devices[place.device].told;
     struct place emptied = place;
     emptied.free_bytes += told->used_bytes;
-    if (!fits(self, emptied)) return false;
+    if (!may_fit(self, emptied)) return false;
     bool is_first = policy_count(self, key, UINT32_MAX).live == 0;
     uint64_t idle_ms = is_first ? 0 : self->settings.scale_up_delay_ms;
     struct policy_lane *victim = find_victim(self, key, place.device, idle_ms, now_ms);
@@ -448,7 +462,7 @@ static bool spawn_one(struct policy *self, struct policy_key key, struct want wa
     if (place.device == UINT32_MAX) return false;
     // A worker that failed for lack of memory shows that the plan was too low: room is made all the
     // same.
-    if (!backs_off && fits(self, place)) return spawn(self, key, want, place, now_ms, out);
+    if (!backs_off && may_fit(self, place)) return spawn(self, key, want, place, now_ms, out);
     if (somebody_retires_on(self, place.device)) return false;
     if (make_room(self, key, place, now_ms, out)) return true;
     return refuse(self, key, place, now_ms, out);

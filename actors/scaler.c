@@ -332,6 +332,7 @@ static void on_worker_up(struct scaler *self, const luna_WorkerUp *up)
     struct policy_worker worker;
     struct error error = {0};
     if (up->worker == 0 || !read_worker(up->worker, &up->service, up->device, &worker)) return;
+    worker.weights_bytes = up->weights_bytes;
     if (policy_tell_worker_up(self->policy, &worker, now_ms(self), &error) != STATUS_OK) {
         log_error(self, "worker.refused", &error);
         return;
@@ -346,6 +347,7 @@ static void on_worker_down(struct scaler *self, const luna_WorkerDown *down)
 {
     struct policy_worker worker;
     if (!read_worker(down->worker, &down->service, down->device, &worker)) return;
+    worker.weights_bytes = down->weights_bytes;
     enum status code = STATUS_OK;
     if (down->failed_to_start) {
         code = down->code == luna_Code_OK ? STATUS_INTERNAL : (enum status)down->code;

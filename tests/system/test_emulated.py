@@ -16,7 +16,7 @@ import pytest
 
 import luna
 from conftest import BINARY, PATIENCE, is_alive, latent_request, request, text_request, wait_until
-from files import random_latent
+from files import pack_safetensors, random_latent, read_safetensors
 from luna import luna_pb2 as pb
 
 EMULATED = BINARY.parent / "libluna_emulated.so"
@@ -269,6 +269,22 @@ def test_an_idle_model_makes_room_for_another(make_emulated, faults):
     assert loaded == {"demo": [], "other": ["emulated"]}
     events.wait_topic("model.unloaded", model="demo")
     assert np.array_equal(client.decode_latent(latent, model="demo"), wanted)
+
+
+def test_a_file_of_full_precision_needs_the_half_on_a_device_of_half(make_emulated, faults, models, tmp_path):
+    tensors, metadata = read_safetensors((models / "vae.safetensors").read_bytes())
+    wide = {name: array.astype(np.float32) for name, array in tensors.items()}
+    (tmp_path / "wide.safetensors").write_bytes(pack_safetensors(wide, metadata))
+    daemon = make_emulated({"models.directories": f"{models}, {tmp_path}"}, extra="[model wide]\nfiles = wide.safetensors\n")
+    events = daemon.events
+    client = daemon.connect()
+    file_bytes = next(m.bytes for m in daemon.status().models if m.name == "wide")
+    leave_free(daemon, faults, 16 * MB + file_bytes * 3 // 4)
+    image = client.decode_latent(random_latent(1, 1, 2), model="wide")
+    assert not events.of("scaling.refused")
+    wait_until(lambda: 0.4 * file_bytes < device(daemon).weights_bytes < 0.6 * file_bytes, 5, "what it takes")
+    faults.clear("hog")
+    assert np.array_equal(client.decode_latent(random_latent(1, 1, 2), model="demo"), image)
 
 
 def test_idle_models_go_for_a_job_only_where_that_suffices(make_emulated, faults):

@@ -98,6 +98,14 @@ static void down(struct fixture *self, uint64_t of, const char *model, enum stat
     policy_tell_worker_down(self->policy, &worker, code, "the file is broken", self->now_ms);
 }
 
+// The executor has said what the model's weights take, by a worker that was not to be.
+static void tell_weights(struct fixture *self, const char *model, uint64_t bytes)
+{
+    struct policy_worker worker = worker_of(number(EPOCH, 99), model, "cpu");
+    worker.weights_bytes = bytes;
+    policy_tell_worker_down(self->policy, &worker, STATUS_OK, "retired", self->now_ms);
+}
+
 // Moves the time and takes one step.
 static uint32_t step(struct fixture *self, uint64_t by_ms)
 {
@@ -464,6 +472,7 @@ static void without_memory_nobody_is_spawned_and_the_refusal_is_told_once(void *
 {
     struct fixture *self = *state;
     tell_device(self, "cpu", EPOCH, 1611 * MB);
+    tell_weights(self, "m", 1000 * MB);
     demand(self, "m", 1, 0);
     expect(self, 0, POLICY_REFUSE, "memory_free_bytes");
     assert_int_equal(self->decisions[0].free_bytes, 1611 * MB);
@@ -510,6 +519,8 @@ static void a_spawn_under_way_takes_its_memory_already(void **state)
 {
     struct fixture *self = *state;
     tell_model(self, "n", 1000 * MB, NULL);
+    tell_weights(self, "m", 1000 * MB);
+    tell_weights(self, "n", 1000 * MB);
     tell_device(self, "cpu", EPOCH, 2 * 1612 * MB - 513 * MB);
     demand(self, "m", 1, 0);
     demand(self, "n", 1, 0);
@@ -524,6 +535,7 @@ static void the_configured_limit_counts_like_memory(void **state)
     struct fixture *self = *state;
     self->settings.memory_limit_bytes = 1500 * MB;
     policy_change(self->policy, &self->settings);
+    tell_weights(self, "m", 1000 * MB);
     demand(self, "m", 1, 0);
     expect(self, 0, POLICY_REFUSE, "memory_free_bytes");
     assert_int_equal(self->decisions[0].free_bytes, 1500 * MB);
@@ -632,6 +644,86 @@ static void one_more_worker_takes_no_room_from_a_service_that_just_worked(void *
     }
     expect(self, 1000, POLICY_RETIRE, "memory_free_bytes");
     assert_string_equal(self->decisions[0].model, "n");
+}
+
+// ---- weights on a device of another type
+
+static void weights_that_may_take_half_are_tried_where_the_file_s_size_does_not_fit(void **state)
+{
+    struct fixture *self = *state;
+    tell_device(self, "cpu", EPOCH, 1111 * MB);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_REFUSE, "memory_free_bytes");  // not even the half
+    tell_device(self, "cpu", EPOCH, 1112 * MB);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    assert_int_equal(self->decisions[0].plan_bytes, 1100 * MB);
+    struct policy_worker worker = worker_of(number(EPOCH, 1), "m", "cpu");
+    worker.weights_bytes = 500 * MB;
+    assert_int_equal(policy_tell_worker_up(self->policy, &worker, self->now_ms, &self->error),
+                     STATUS_OK);
+    demand(self, "m", 0, 0);
+    expect(self, 30000, POLICY_RETIRE, "idle_s");
+    down(self, 1, "m", STATUS_OK);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    assert_int_equal(self->decisions[0].plan_bytes, 600 * MB);
+}
+
+static void an_executor_that_refuses_says_what_is_planned_from_then_on(void **state)
+{
+    struct fixture *self = *state;
+    tell_device(self, "cpu", EPOCH, 1700 * MB);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    struct policy_worker worker = worker_of(number(EPOCH, 1), "m", "cpu");
+    worker.weights_bytes = 2000 * MB;  // half precision in the file, full here
+    policy_tell_worker_down(self->policy, &worker, STATUS_RESOURCE_EXHAUSTED, "no", self->now_ms);
+    expect(self, 0, POLICY_REFUSE, "memory_free_bytes");
+    assert_int_equal(self->decisions[0].plan_bytes, 2100 * MB);
+    expect_nothing(self, 3000);
+    tell_device(self, "cpu", EPOCH, 2612 * MB);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    // Other files, another executor: nothing is known of them.
+    down(self, 0, "m", STATUS_RESOURCE_EXHAUSTED);
+    tell_model(self, "m", 1001 * MB, NULL);
+    expect(self, 10000, POLICY_SPAWN, "queue_depth");
+    assert_int_equal(self->decisions[0].plan_bytes, 1101 * MB);
+}
+
+static void an_idle_worker_makes_room_for_weights_that_may_take_half(void **state)
+{
+    struct fixture *self = *state;
+    start_busy(self);
+    demand(self, "m", 0, 0);
+    tell_model(self, "n", 3000 * MB, NULL);
+    set_used(self, 100 * MB, 2011 * MB);
+    demand(self, "n", 1, 0);
+    expect(self, 0, POLICY_REFUSE, "memory_free_bytes");
+    set_used(self, 100 * MB, 2012 * MB);
+    expect(self, 0, POLICY_RETIRE, "memory_free_bytes");
+    assert_string_equal(self->decisions[0].model, "m");
+}
+
+static void a_device_that_fits_comes_before_one_that_may(void **state)
+{
+    struct fixture *self = *state;
+    tell_device(self, "cpu", EPOCH, 1600 * MB);
+    tell_device(self, "gpu", EPOCH + 1, 1612 * MB);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_SPAWN, "queue_depth");
+    assert_string_equal(self->decisions[0].device, "gpu");
+}
+
+static void idle_weights_make_as_much_room_as_they_take(void **state)
+{
+    struct fixture *self = *state;
+    tell_model(self, "n", 1000 * MB, "cpu");
+    tell_weights(self, "n", 500 * MB);
+    tell_weights(self, "m", 1000 * MB);
+    set_used(self, 100 * MB, 3000 * MB);
+    demand(self, "m", 1, 0);
+    expect(self, 0, POLICY_REFUSE, "memory_free_bytes");
+    assert_int_equal(self->decisions[0].free_bytes, 1600 * MB);  // 500 for images, 1000 for texts
 }
 
 // ---- failures
@@ -939,6 +1031,11 @@ int main(void)
         TEST(nobody_makes_room_that_would_not_be_enough),
         TEST(the_longest_idle_makes_room_first),
         TEST(one_more_worker_takes_no_room_from_a_service_that_just_worked),
+        TEST(weights_that_may_take_half_are_tried_where_the_file_s_size_does_not_fit),
+        TEST(an_executor_that_refuses_says_what_is_planned_from_then_on),
+        TEST(an_idle_worker_makes_room_for_weights_that_may_take_half),
+        TEST(a_device_that_fits_comes_before_one_that_may),
+        TEST(idle_weights_make_as_much_room_as_they_take),
         TEST(a_worker_that_failed_to_start_answers_those_who_wait),
         TEST(the_next_try_comes_later_each_time_and_success_forgets),
         TEST(a_second_worker_that_failed_answers_nobody),
