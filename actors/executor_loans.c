@@ -12,8 +12,8 @@
 // A client that is in no hurry is bounded by USER_LOANS_MAX and USER_BYTES_MAX: the lease manager
 // does not count what was given back, here it counts until it is free.
 //
-// Lending happens in this thread: an allocation, a handle and zeroing take a millisecond or so, and
-// come once for many requests.
+// Making a loan waits for the device, so a thread of its own does it (loan_lane.h). What is asked
+// of it counts as lent already; if the lease has ended when it comes, it is taken back.
 
 #include "actors/executor_loans.h"
 
@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "actors/executor_state.h"
+#include "actors/loan_lane.h"
 #include "actors/packet.h"
 #include "base/text.h"
 #include "runtime/channel.h"
@@ -38,6 +39,7 @@ struct loan {
     uint32_t user;                  // uid of the client
     uint32_t uses;                  // jobs that have it
     bool is_leased;                 // the lease manager has not let go
+    bool is_asked;                  // of the lane: there are only its bytes so far
     int hold;                       // channel to the client; -1: it has let go
     struct loop_descriptor *watch;  // of hold
     struct device_loan memory;      // of the device
@@ -48,6 +50,8 @@ struct executor_loans {
     struct device *device;          // that lends
     int channel;                    // to the lease manager; -1: not connected
     struct loop_descriptor *watch;  // of channel
+    struct actor *lane;             // makes loans
+    struct pair lane_pair;          // to it
     struct loan loans[LOANS_MAX];   // in no order
 };
 
@@ -66,12 +70,14 @@ static void let_go(struct loan *loan)
     loan->hold = -1;
 }
 
+// Frees an entry, and what was made for it.
 static void take_back(struct executor_loans *self, struct loan *loan)
 {
     assert(loan->pool != 0);
+    assert(loan->uses == 0);
     uint64_t bytes = loan->memory.bytes;
     let_go(loan);
-    device_take_back(self->device, &loan->memory);
+    if (loan->memory.memory != NULL) device_take_back(self->device, &loan->memory);
     *loan = (struct loan){.pool = 0};
     ledger_take_back(&self->executor->ledger, bytes);
     executor_forget_memory(self->executor);
@@ -79,7 +85,8 @@ static void take_back(struct executor_loans *self, struct loan *loan)
 
 static void take_back_if_unheld(struct executor_loans *self, struct loan *loan)
 {
-    if (!loan->is_leased && loan->hold < 0 && loan->uses == 0) take_back(self, loan);
+    if (loan->is_asked || loan->is_leased || loan->hold >= 0 || loan->uses > 0) return;
+    take_back(self, loan);
 }
 
 // Nothing is said on it: whatever can be read is the end.
@@ -167,8 +174,9 @@ static enum status make_hold(struct executor_loans *self, struct loan *loan, int
     return STATUS_OK;
 }
 
-static enum status lend(struct executor_loans *self, const luna_LendMemory *asked,
-                        struct loan **out, int *end, struct error *error)
+// Books the loan and has it made.
+static enum status ask_lane(struct executor_loans *self, const luna_LendMemory *asked,
+                            struct error *error)
 {
     struct loan *loan = find_loan(self, 0);
     if (loan == NULL || asked->pool == 0 || find_loan(self, asked->pool) != NULL) {
@@ -177,45 +185,71 @@ static enum status lend(struct executor_loans *self, const luna_LendMemory *aske
     enum status status = check_user(self, asked, error);
     if (status == STATUS_OK) status = promise(self, asked, error);
     if (status != STATUS_OK) return status;
-    struct loan made = {
-        .loans = self, .pool = asked->pool, .user = asked->user, .is_leased = true, .hold = -1};
-    status = device_lend(self->device, asked->bytes, &made.memory, error);
-    executor_forget_memory(self->executor);
-    if (status != STATUS_OK) {
-        ledger_take_back(&self->executor->ledger, asked->bytes);
-        return status;
+    *loan = (struct loan){.loans = self,
+                          .pool = asked->pool,
+                          .user = asked->user,
+                          .is_leased = true,
+                          .is_asked = true,
+                          .hold = -1,
+                          .memory = {.bytes = asked->bytes}};
+    const struct loan_letter order = {.pool = asked->pool, .bytes = asked->bytes};
+    status = pair_send(&self->lane_pair, &order, sizeof order);
+    if (status == STATUS_OK) return STATUS_OK;
+    take_back(self, loan);
+    return error_set(error, status, "too many loans are being made");
+}
+
+// Tells the lease manager; end is the client's end of the loan's channel, -1 where there is none.
+static void tell_lent(struct executor_loans *self, const struct loan_letter *made, int end)
+{
+    luna_Letter letter = {.which_letter = luna_Letter_memory_lent_tag};
+    luna_MemoryLent *lent = &letter.letter.memory_lent;
+    lent->pool = made->pool;
+    lent->code = (luna_Code)made->error.status;
+    if (made->error.status == STATUS_OK) {
+        assert(end >= 0);
+        lent->handle.size = sizeof made->memory.handle;
+        memcpy(lent->handle.bytes, made->memory.handle, sizeof made->memory.handle);
+    } else {
+        text_set(lent->message, sizeof lent->message, made->error.message);
     }
-    *loan = made;
-    status = make_hold(self, loan, end, error);
-    if (status != STATUS_OK) {
-        take_back(self, loan);
-        return status;
-    }
-    *out = loan;
-    return STATUS_OK;
+    if (packet_send_letter(self->channel, &letter, end) != STATUS_OK) disconnect(self);
 }
 
 static void on_lend(struct executor_loans *self, const luna_LendMemory *asked)
 {
-    luna_Letter letter = {.which_letter = luna_Letter_memory_lent_tag};
-    luna_MemoryLent *lent = &letter.letter.memory_lent;
-    struct loan *loan = NULL;
-    int end = -1;
-    struct error error = {0};
-    enum status status = lend(self, asked, &loan, &end, &error);
-    if (status == STATUS_UNAVAILABLE) executor_end_broken(self->executor, error.message);
-    lent->pool = asked->pool;
-    lent->code = (luna_Code)status;
-    if (status == STATUS_OK) {
-        assert(loan != NULL);
-        lent->handle.size = sizeof loan->memory.handle;
-        memcpy(lent->handle.bytes, loan->memory.handle, sizeof loan->memory.handle);
-    } else {
-        text_set(lent->message, sizeof lent->message, error.message);
+    struct loan_letter refused = {.pool = asked->pool};
+    refused.error.status = ask_lane(self, asked, &refused.error);
+    if (refused.error.status != STATUS_OK) tell_lent(self, &refused, -1);
+}
+
+// The lease manager that asked for it may be gone.
+static void on_made(struct executor_loans *self, struct loan_letter *made)
+{
+    struct loan *loan = find_loan(self, made->pool);
+    assert(loan != NULL && loan->is_asked);
+    if (made->error.status == STATUS_UNAVAILABLE) {
+        executor_end_broken(self->executor, made->error.message);
     }
-    if (packet_send_letter(self->channel, &letter, end) != STATUS_OK) disconnect(self);
-    if (end >= 0) close(end);
+    int end = -1;
+    const bool is_leased = loan->is_leased;
+    loan->is_asked = false;
+    if (made->error.status == STATUS_OK) loan->memory = made->memory;
+    if (made->error.status == STATUS_OK && is_leased) {
+        made->error.status = make_hold(self, loan, &end, &made->error);
+    }
+    executor_forget_memory(self->executor);
+    if (made->error.status != STATUS_OK || !is_leased) take_back(self, loan);
     executor_report(self->executor);
+    if (is_leased) tell_lent(self, made, end);
+    if (end >= 0) close(end);
+}
+
+static void on_lane(void *state)
+{
+    struct executor_loans *self = state;
+    struct loan_letter made;
+    if (pair_receive(&self->lane_pair, &made, sizeof made)) on_made(self, &made);
 }
 
 static void on_take_back(struct executor_loans *self, uint32_t pool)
@@ -270,7 +304,7 @@ void executor_loans_borrow(struct executor_loans *self, struct executor_letter *
     struct loan *loan = self != NULL && letter->pool != 0 ? find_loan(self, letter->pool) : NULL;
     letter->kind = EXECUTOR_LENT;
     letter->memory = NULL;
-    if (loan == NULL || !loan->is_leased) return;
+    if (loan == NULL || !loan->is_leased || loan->is_asked) return;
     loan->uses += 1;
     letter->memory = loan->memory.memory;
     letter->bytes = loan->memory.bytes;
@@ -296,6 +330,13 @@ void executor_loans_destroy(struct executor_loans **self_p)
     struct executor_loans *self = *self_p;
     if (self == NULL) return;
     disconnect(self);
+    actor_stop(&self->lane);
+    // Loans that the lane made and nobody has read of.
+    struct loan_letter made;
+    while (pair_receive(&self->lane_pair, &made, sizeof made)) {
+        if (made.error.status == STATUS_OK) device_take_back(self->device, &made.memory);
+    }
+    pair_close(&self->lane_pair);
     for (uint32_t i = 0; i < LOANS_MAX; i++) {
         if (self->loans[i].pool != 0) take_back(self, &self->loans[i]);
     }
@@ -313,6 +354,17 @@ enum status executor_loans_create(struct executor_loans **out, struct executor *
     self->executor = executor;
     self->device = executor->devices[luna_Group_VAE];
     self->channel = -1;
+    const struct pair_end end = {
+        .address = LOAN_LANE_ADDRESS, .binds = true, .on_readable = on_lane, .state = self};
+    enum status status = pair_open(&self->lane_pair, executor->context, &end, error);
+    if (status == STATUS_OK) {
+        const struct loan_lane_arguments lane = {.device = self->device};
+        status = actor_start(&self->lane, &loan_lane_kind, &executor->host, &lane, error);
+    }
+    if (status != STATUS_OK) {
+        executor_loans_destroy(&self);
+        return status;
+    }
     *out = self;
     return STATUS_OK;
 }

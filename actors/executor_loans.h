@@ -14,7 +14,7 @@ struct executor_letter;
 struct executor_loans;
 
 // Ownership: the caller owns *out; executor outlives it. Nothing is connected yet.
-// Errors:    RESOURCE_EXHAUSTED.
+// Errors:    RESOURCE_EXHAUSTED, those of pair_open and actor_start.
 // Thread:    the executor's, as everything here.
 enum status executor_loans_create(struct executor_loans **out, struct executor *executor,
                                   struct error *error);

@@ -256,6 +256,7 @@ void count_taken(struct gpu_card *card, uint64_t bytes)
 
 enum status gpu_emulated_take(struct gpu_card *self, uint64_t bytes, struct error *error)
 {
+    stall(bytes);
     guard held;
     if (device().is_broken) return fail_broken(error);
     if (!fits(bytes)) return fail_to_fit(bytes, error);

@@ -7,7 +7,7 @@
 
 // Counts bytes of the device that are about to be allocated beside the emulator's own memory.
 // Errors:    RESOURCE_EXHAUSTED, also when a fault asks for it; UNAVAILABLE.
-// Thread:    any.
+// Thread:    any that may wait.
 enum status gpu_emulated_take(struct gpu_card *self, uint64_t bytes, struct error *error);
 
 // Takes that back.

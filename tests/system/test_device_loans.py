@@ -1,19 +1,21 @@
-"""How long device memory that a client has open is kept, whoever of the daemon ends meanwhile.
+"""Device memory that clients hold: how long it is kept, whoever of the daemon ends meanwhile, and how it is made.
 
 See test_device_memory.py, whose daemons and whose client's driver these are.
 """
 
 import os
+import select
 import signal
 
+import numpy as np
 import pytest
 
 import luna
 from conftest import wait_until
 from device_arrays import LIBRARY, Array
 from luna import cuda, luna_pb2 as pb
-from test_device_memory import (LATENT, child, decode, device, driver, lease, make_emulated, mapped,  # noqa: F401
-                                session_of, transport, wait_lends)
+from test_device_memory import (LATENT, UUID, child, decode, device, driver, lease, make_emulated,  # noqa: F401
+                                mapped, session_of, transport, wait_lends)
 from test_emulated import EMULATED, MB, faults  # noqa: F401
 from test_emulated import make_emulated as start_emulated  # noqa: F401
 
@@ -122,3 +124,46 @@ def test_who_gives_back_and_closes_nothing_gets_no_more_after_a_while(make_emula
     for buffer in buffers:
         buffer.close()
     wait_until(lambda: device(daemon).lent_bytes == 2 * MB, 5, "only what is leased")
+
+
+def ask_slowly(session):
+    """Asks for 64 MB, which takes until a stall is over; the answer is to be read."""
+    session._socket.settimeout(20)
+    session._socket.send(pb.LeaseRequest(acquire_bytes=64 * MB, device=UUID).SerializeToString())
+
+
+def test_a_driver_that_is_long_about_a_loan_stops_nobody(make_emulated, faults):  # noqa: F811
+    daemon = make_emulated()
+    session = session_of(daemon)
+    with luna.connect(daemon.ipc) as client:
+        wanted = decode(client)
+        before = transport(daemon).device_bytes
+        faults.set("stall", 64 * MB)
+        ask_slowly(session)
+        wait_until(lambda: device(daemon).lent_bytes == 66 * MB, 5, "it counts while it is made")
+        client.encode_text("a cat")  # the executor starts a worker
+        assert np.array_equal(decode(client), wanted)  # and lends what it has to a job
+        assert transport(daemon).device_bytes == before + LATENT.nbytes + wanted.nbytes
+        assert not select.select([session._socket], [], [], 0.1)[0]
+        faults.clear("stall")
+        packet, _ = session._socket.recv(4096), session.close()
+        reply = pb.LeaseReply.FromString(packet)
+        assert (reply.code, reply.bytes, len(reply.handle)) == (pb.OK, 64 * MB, 64)
+        wait_until(lambda: device(daemon).lent_bytes == 2 * MB, 5, "it comes back")
+
+
+def test_a_loan_whose_core_ends_while_it_is_made_is_taken_back_when_it_is(make_emulated, faults):  # noqa: F811
+    daemon = make_emulated()
+    session = session_of(daemon)
+    faults.set("stall", 64 * MB)
+    ask_slowly(session)
+    wait_until(lambda: lent(daemon) == 64 * MB, 5, "it is being made")
+    executor = daemon.executor_pid
+    daemon.kill_child("core-process")
+    wait_lends(daemon)
+    with luna.connect(daemon.ipc) as client:
+        client.decode_latent(LATENT)
+    wait_until(lambda: lent(daemon) == 64 * MB, 5, "it is still being made")
+    faults.clear("stall")
+    wait_until(lambda: device(daemon).lent_bytes == 0, 5, "it comes back")
+    assert daemon.executor_pid == executor
