@@ -148,6 +148,16 @@ static enum status check_dims(const struct weight_source *source, struct error *
                      source->dims[3], source->parts_count);
 }
 
+static enum status check_upsample(const struct weight_source *source, struct error *error)
+{
+    bool is_window = source->form == WEIGHT_CONVOLUTION && source->dims[2] == 3;
+    if (!source->upsample || is_window) return STATUS_OK;
+    return error_set(error, STATUS_INVALID_ARGUMENT,
+                     "weight of form %u, [%u, %u, %u, %u], cannot be of an upsampling convolution",
+                     (unsigned)source->form, source->dims[0], source->dims[1], source->dims[2],
+                     source->dims[3]);
+}
+
 static enum status check_source(const struct weight_source *source, struct error *error)
 {
     if ((unsigned)source->form > WEIGHT_TABLE) {
@@ -163,7 +173,8 @@ static enum status check_source(const struct weight_source *source, struct error
         return error_set(error, STATUS_INVALID_ARGUMENT, "weight in %u parts, must be 1 to %u",
                          source->parts_count, parts_max);
     }
-    return check_dims(source, error);
+    enum status status = check_dims(source, error);
+    return status == STATUS_OK ? check_upsample(source, error) : status;
 }
 
 enum status weight_plan(const struct device *device, const struct weight_source *source,
@@ -196,6 +207,7 @@ enum status weight_create(struct weight **out, struct device *device,
     self->device = device;
     self->form = source->form;
     self->dtype = source->dtype;
+    self->upsample = source->upsample;
     for (uint32_t i = 0; i < 4; i++) {
         self->dims[i] = i < dims_count(source->form) ? source->dims[i] : 1;
     }

@@ -72,6 +72,7 @@ struct weight {
     enum weight_form form;
     enum dtype dtype;
     uint32_t dims[4];  // dims[0] counts all parts
+    bool upsample;     // only for convolutions that upsample
     uint64_t bytes;    // held beside the parts
     uint64_t serial;   // that no other weight of this device has or had
 };

@@ -155,12 +155,14 @@ struct weight_source {
     uint32_t dims[4];                     // of one part; as many as the form has
     uint32_t parts_count;                 // 1, or up to 3 tensors of the same shape stacked along k
     const void *parts[WEIGHT_PARTS_MAX];  // little-endian, row-major, any alignment
+    bool upsample;  // for convolutions [k, c, 3, 3] that upsample, and for no others
 };
 
 // Prepares a tensor for the device.
 // Ownership: the caller owns *out. A device without memory of its own keeps reading the parts until
 //            the weight is destroyed, so they must live as long and stay unchanged.
-// Errors:    INVALID_ARGUMENT for dims, dtype or parts out of range; RESOURCE_EXHAUSTED.
+// Errors:    INVALID_ARGUMENT for dims, dtype or parts out of range, or upsample with anything but
+//            3x3 taps; RESOURCE_EXHAUSTED.
 // Thread:    any; the result may be read by all lanes of the device at once.
 enum status weight_create(struct weight **out, struct device *device,
                           const struct weight_source *source, struct error *error);
@@ -278,7 +280,7 @@ struct convolution {
     uint32_t n, h, w, c;  // of the input as stored
     struct value output;  // [n, oh, ow, k]
     uint32_t k;
-    const struct weight *weight;  // [k, c, r, r]
+    const struct weight *weight;  // [k, c, r, r], made for an upsampling one or not
     const struct weight *bias;    // [k], or NULL
     uint32_t stride;  // 1: zeros r/2 wide all around. 2: r is 3, one row of zeros below and one
                       // column to the right only (AutoencoderKL), oh = (h - 2) / 2 + 1

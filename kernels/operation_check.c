@@ -263,6 +263,11 @@ static void check_window_kind(struct check *self, const struct convolution *op)
     if (op->upsample && (op->stride != 1 || r != 3)) {
         complain(self, "upsample needs stride 1 and r = 3, got stride %u, r = %u", op->stride, r);
     }
+    if (op->upsample != op->weight->upsample) {
+        complain(self, "%s, weight was made for one that %s",
+                 op->upsample ? "the convolution upsamples" : "the convolution does not upsample",
+                 op->upsample ? "does not" : "does");
+    }
 }
 
 static void check_convolution(struct check *self, const struct convolution *op)

@@ -122,34 +122,6 @@ struct launcher {
     }
 };
 
-// ---------------------------------------------------------------------------------------------
-// Phases
-
-// Rows of a 3x3 window that fall on row `to` of the 2x2 window of a phase: the first or the last
-// two, and the other one.
-__device__ bool falls_on(uint32_t phase, uint32_t from, uint32_t to)
-{
-    uint32_t row = phase == 0 ? (from == 0 ? 0 : 1) : (from == 2 ? 1 : 0);
-    return row == to;
-}
-
-// A thread for each element of the result, [phase][tap of 4][chunk][k][32]; sums in float32.
-template <class T> GPU_KERNEL void fold_phases(const struct gpu_phases a)
-{
-    uint64_t plane = static_cast<uint64_t>((a.c + GPU_CHUNK - 1) / GPU_CHUNK) * a.k * GPU_CHUNK;
-    for (uint64_t i = gpu::thread_index(); i < 16 * plane; i += gpu::thread_count()) {
-        uint32_t phase = static_cast<uint32_t>(i / plane / 4);
-        uint32_t tap = static_cast<uint32_t>(i / plane % 4);
-        float sum = 0;
-        for (uint32_t from = 0; from < 9; from++) {
-            if (!falls_on(phase / 2, from / 3, tap / 2)) continue;
-            if (!falls_on(phase % 2, from % 3, tap % 2)) continue;
-            sum += gpu::widen(static_cast<const T *>(a.weight)[from * plane + i % plane]);
-        }
-        static_cast<T *>(a.phases)[i] = gpu::narrow<T>(sum);
-    }
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------
@@ -165,16 +137,4 @@ uint32_t gpu_convolution_mma_slots(const struct gpu_convolution *arguments)
 void gpu_launch_convolution_mma(struct gpu_stream *stream, const struct gpu_convolution *arguments)
 {
     gpu::launch_convolution(launcher{stream, *arguments});
-}
-
-void gpu_launch_fold_phases(struct gpu_stream *stream, const struct gpu_phases *arguments)
-{
-    uint64_t chunks = (arguments->c + GPU_CHUNK - 1) / GPU_CHUNK;
-    uint64_t count = 16 * chunks * arguments->k * GPU_CHUNK;
-    if (arguments->storage == DTYPE_F16) {
-        GPU_LAUNCH(stream, fold_phases<__half>, gpu::blocks_for(count, 256), 256, 0, *arguments);
-    } else {
-        GPU_LAUNCH(stream, fold_phases<__nv_bfloat16>, gpu::blocks_for(count, 256), 256, 0,
-                   *arguments);
-    }
 }

@@ -4,8 +4,8 @@
 // makes 8x8 output pixels of 32 channels. Input channels come in chunks of 8: the part of the input
 // that the tile sees goes to shared memory, normalised, with zeros where the convolution pads, and
 // the weights beside it; then every thread adds up 4 pixels x 4 channels. The shortcut's channels
-// are further chunks with one tap. What upsampling or a stride means is decided when the input is
-// loaded, in one place.
+// are further chunks with one tap. An upsampling convolution is four 2x2 ones, one for each parity
+// of output row and column (launch.h), and a tile is of one of them.
 
 #include "kernels/cuda/elements.h"
 
@@ -21,10 +21,14 @@ constexpr unsigned SOURCE_SIDE = 2 * SIDE + 1;  // most input rows that a tile s
 constexpr unsigned TAPS = 9;                    // at most
 
 struct tile {
-    uint32_t y, x;   // first output pixel
-    uint32_t k;      // first output channel
-    uint32_t image;  //
-    uint32_t slot;   // of the partials
+    uint32_t y, x;         // first output pixel; of its phase
+    uint32_t k;            // first output channel
+    uint32_t image;        //
+    uint32_t phase;        // 0 unless it upsamples
+    uint32_t slot;         // of the partials
+    uint32_t high, wide;   // output rows and columns that are cut into tiles: those of one phase
+    uint32_t side;         // of the window
+    uint32_t above, left;  // rows and columns of the window in front of the pixel
 };
 
 // Shared memory of a block.
@@ -35,15 +39,32 @@ struct stage {
 
 __device__ struct tile tile_of(const struct gpu_convolution &a)
 {
-    uint32_t across = (a.ow + SIDE - 1) / SIDE;
-    uint32_t channels = (a.k + CHANNELS - 1) / CHANNELS;
     struct tile tile;
+    tile.high = a.upsample ? a.h : a.oh;
+    tile.wide = a.upsample ? a.w : a.ow;
+    uint32_t across = (tile.wide + SIDE - 1) / SIDE;
+    uint32_t channels = (a.k + CHANNELS - 1) / CHANNELS;
+    uint32_t place = blockIdx.x / channels;
     tile.k = blockIdx.x % channels * CHANNELS;
-    tile.slot = blockIdx.x / channels;
-    tile.y = tile.slot / across * SIDE;
-    tile.x = tile.slot % across * SIDE;
-    tile.image = blockIdx.y;
+    tile.y = place / across * SIDE;
+    tile.x = place % across * SIDE;
+    tile.image = a.upsample ? blockIdx.y / 4 : blockIdx.y;
+    tile.phase = a.upsample ? blockIdx.y % 4 : 0;
+    tile.slot = tile.phase * (gridDim.x / channels) + place;
+    tile.side = a.upsample ? 2 : a.r;
+    uint32_t centre = a.stride == 2 ? 0 : a.r / 2;
+    tile.above = a.upsample ? 1 - tile.phase / 2 : centre;
+    tile.left = a.upsample ? 1 - tile.phase % 2 : centre;
     return tile;
+}
+
+// The output's pixel, of all images, at a row and column of the tile's phase.
+__device__ uint64_t output_pixel(const struct gpu_convolution &a, const struct tile &tile,
+                                 uint32_t y, uint32_t x)
+{
+    uint64_t row = a.upsample ? 2 * y + tile.phase / 2 : y;
+    uint64_t column = a.upsample ? 2 * x + tile.phase % 2 : x;
+    return (static_cast<uint64_t>(tile.image) * a.oh + row) * a.ow + column;
 }
 
 // One element of the input as the convolution sees it, at a row and column that count from the
@@ -52,12 +73,10 @@ template <class T>
 __device__ float source_element(const struct gpu_convolution &a, const struct tile &tile,
                                 uint32_t row, uint32_t column, uint32_t channel)
 {
-    uint32_t pad = a.stride == 2 ? 0 : a.r / 2;
-    uint32_t y = tile.y * a.stride + row - pad;  // wraps around above the image
-    uint32_t x = tile.x * a.stride + column - pad;
-    uint32_t scale = a.upsample ? 2 : 1;
-    if (y >= a.h * scale || x >= a.w * scale || channel >= a.c) return 0;
-    uint64_t pixel = (static_cast<uint64_t>(tile.image) * a.h + y / scale) * a.w + x / scale;
+    uint32_t y = tile.y * a.stride + row - tile.above;  // wraps around above the image
+    uint32_t x = tile.x * a.stride + column - tile.left;
+    if (y >= a.h || x >= a.w || channel >= a.c) return 0;
+    uint64_t pixel = (static_cast<uint64_t>(tile.image) * a.h + y) * a.w + x;
     float value = gpu::widen(static_cast<const T *>(a.input)[pixel * a.c + channel]);
     if (a.factors == NULL) return value;
     struct gpu_factors factors = a.factors[static_cast<uint64_t>(tile.image) * a.c + channel];
@@ -69,7 +88,7 @@ template <class T>
 __device__ void load_input(const struct gpu_convolution &a, const struct tile &tile,
                            uint32_t channel, struct stage *stage)
 {
-    uint32_t side = (SIDE - 1) * a.stride + a.r;
+    uint32_t side = (SIDE - 1) * a.stride + tile.side;
     for (uint32_t i = threadIdx.x; i < side * side * CHUNK; i += THREADS) {
         uint32_t pixel = i / CHUNK;
         stage->input[pixel][i % CHUNK] =
@@ -85,16 +104,15 @@ __device__ void load_shortcut(const struct gpu_convolution &a, const struct tile
         uint32_t y = tile.y + i / CHUNK / SIDE;
         uint32_t x = tile.x + i / CHUNK % SIDE;
         uint32_t c = channel + i % CHUNK;
-        bool inside = y < a.oh && x < a.ow && c < a.shortcut_c;
-        uint64_t pixel = (static_cast<uint64_t>(tile.image) * a.oh + y) * a.ow + x;
+        bool inside = y < tile.high && x < tile.wide && c < a.shortcut_c;
+        uint64_t at = output_pixel(a, tile, y, x) * a.shortcut_c + c;
         stage->input[i / CHUNK][i % CHUNK] =
-            inside ? gpu::widen(static_cast<const T *>(a.shortcut)[pixel * a.shortcut_c + c])
-                   : 0.0f;
+            inside ? gpu::widen(static_cast<const T *>(a.shortcut)[at]) : 0.0f;
     }
 }
 
-// Packed weights are padded with zeros up to a multiple of GPU_CHUNK channels, and CHUNK divides
-// it.
+// `taps` of a packed weight. It is padded with zeros up to a multiple of GPU_CHUNK channels, and
+// CHUNK divides it.
 template <class T>
 __device__ void load_weight(const void *packed, uint32_t taps, uint32_t c, uint32_t channel,
                             const struct gpu_convolution &a, const struct tile &tile,
@@ -145,8 +163,8 @@ __device__ void store_results(const struct gpu_convolution &a, const struct tile
         uint32_t y = tile.y + pixel / SIDE;
         uint32_t x = tile.x + pixel % SIDE;
         uint32_t k = tile.k + channel;
-        if (y >= a.oh || x >= a.ow || k >= a.k) continue;
-        uint64_t at = ((static_cast<uint64_t>(tile.image) * a.oh + y) * a.ow + x) * a.k + k;
+        if (y >= tile.high || x >= tile.wide || k >= a.k) continue;
+        uint64_t at = output_pixel(a, tile, y, x) * a.k + k;
         float value = sums[i / 4][i % 4];
         if (a.bias != NULL) value += a.bias[k];
         if (a.shortcut_bias != NULL) value += a.shortcut_bias[k];
@@ -161,11 +179,11 @@ __device__ void store_results(const struct gpu_convolution &a, const struct tile
 __device__ void store_partials(const struct gpu_convolution &a, const struct tile &tile,
                                const results &stored)
 {
-    uint32_t slots = gridDim.x / ((a.k + CHANNELS - 1) / CHANNELS);
+    uint32_t slots = gridDim.x / ((a.k + CHANNELS - 1) / CHANNELS) * (a.upsample ? 4 : 1);
     uint32_t channel = threadIdx.x;
     if (channel >= CHANNELS || tile.k + channel >= a.k) return;
-    uint32_t rows = a.oh - tile.y < SIDE ? a.oh - tile.y : SIDE;
-    uint32_t columns = a.ow - tile.x < SIDE ? a.ow - tile.x : SIDE;
+    uint32_t rows = tile.high - tile.y < SIDE ? tile.high - tile.y : SIDE;
+    uint32_t columns = tile.wide - tile.x < SIDE ? tile.wide - tile.x : SIDE;
     struct gpu_partial partial = {static_cast<float>(rows * columns), 0, 0};
     for (uint32_t i = 0; i < rows * columns; i++) {
         partial.mean += stored[i / columns * SIDE + i % columns][channel];
@@ -185,12 +203,16 @@ GPU_KERNEL void __launch_bounds__(THREADS) convolve(const struct gpu_convolution
     GPU_SHARED(stage, struct stage);
     GPU_SHARED(stored, results);
     struct tile tile = tile_of(a);
+    uint32_t taps = tile.side * tile.side;
+    uint64_t window = static_cast<uint64_t>(tile.phase) * taps *
+                      ((a.c + GPU_CHUNK - 1) / GPU_CHUNK) * a.k * GPU_CHUNK;
+    const T *weight = static_cast<const T *>(a.weight) + window;
     float sums[4][4] = {};
     for (uint32_t c = 0; c < a.c; c += CHUNK) {
         load_input<T>(a, tile, c, &stage);
-        load_weight<T>(a.weight, a.r * a.r, a.c, c, a, tile, &stage);
+        load_weight<T>(weight, taps, a.c, c, a, tile, &stage);
         __syncthreads();
-        add_products(stage, a.r, a.stride, sums);
+        add_products(stage, tile.side, a.stride, sums);
         __syncthreads();
     }
     for (uint32_t c = 0; a.shortcut != NULL && c < a.shortcut_c; c += CHUNK) {
@@ -206,17 +228,30 @@ GPU_KERNEL void __launch_bounds__(THREADS) convolve(const struct gpu_convolution
     store_partials(a, tile, stored);
 }
 
+// Of one phase of an image.
+uint32_t tiles_of(const struct gpu_convolution &a)
+{
+    uint32_t h = a.upsample ? a.h : a.oh;
+    uint32_t w = a.upsample ? a.w : a.ow;
+    return (h + SIDE - 1) / SIDE * ((w + SIDE - 1) / SIDE);
+}
+
+uint32_t phases_of(const struct gpu_convolution &a)
+{
+    return a.upsample ? 4 : 1;
+}
+
 }  // namespace
 
 uint32_t gpu_convolution_plain_slots(const struct gpu_convolution *arguments)
 {
-    return (arguments->oh + SIDE - 1) / SIDE * ((arguments->ow + SIDE - 1) / SIDE);
+    return tiles_of(*arguments) * phases_of(*arguments);
 }
 
 void gpu_launch_convolution_plain(struct gpu_stream *stream,
                                   const struct gpu_convolution *arguments)
 {
     uint32_t channels = (arguments->k + CHANNELS - 1) / CHANNELS;
-    dim3 grid(gpu_convolution_plain_slots(arguments) * channels, arguments->n);
+    dim3 grid(tiles_of(*arguments) * channels, arguments->n * phases_of(*arguments));
     GPU_LAUNCH_STORAGE(stream, arguments->storage, convolve, grid, THREADS, 0, *arguments);
 }

@@ -8,8 +8,8 @@
 // of the 1x1 shortcut, a stage each, which see the shortcut's pixels raw.
 //
 // Padding is zero after the norm and its SiLU. An upsampling convolution is four 2x2 ones, one for
-// each parity of output row and column (gpu_launch_fold_phases). With stride 2, even and odd
-// columns of the input lie apart, so that the rows which ldmatrix reads are consecutive again.
+// each parity of output row and column (launch.h). With stride 2, even and odd columns of the input
+// lie apart, so that the rows which ldmatrix reads are consecutive again.
 //
 // Sums lie in registers as mma and wgmma leave them: of 16 pixels x 8 channels, lane l has pixels
 // l / 4 and l / 4 + 8, channels 2 (l % 4) and the next.

@@ -1,8 +1,7 @@
 // enqueue_convolution.c - a convolution: factors of its norm, the sums, moments of its output.
 //
 // Whether a kernel on tensor cores runs depends on the shapes alone, and which of the two on the
-// device. What lies between the launches is in the operation's workspace: factors, partials, and
-// the four folded windows of an upsampling one.
+// device. What lies between the launches is in the operation's workspace: factors and partials.
 
 #include <assert.h>
 
@@ -14,7 +13,6 @@
 struct layout {
     uint64_t factors;   // [n, c]
     uint64_t partials;  // [n, slots, k]
-    uint64_t phases;    // packed, 16 taps
     uint64_t bytes;     // of all
     uint32_t slots;     // partials of an image
 };
@@ -59,10 +57,6 @@ static struct layout layout_of(const struct gpu_device *device, const struct con
         uint64_t count = (uint64_t)op->n * layout.slots * op->k;
         at += round_up(count * sizeof(struct gpu_partial), ARENA_ALIGNMENT);
     }
-    layout.phases = at;
-    if (is_mma && op->upsample) {
-        at += 16 * round_up(op->c, GPU_CHUNK) * op->k * dtype_bytes(device->storage);
-    }
     layout.bytes = at;
     return layout;
 }
@@ -91,18 +85,6 @@ static struct gpu_factors *enqueue_factors(const struct gpu_run *run, const stru
     return factors;
 }
 
-static void *enqueue_phases(const struct gpu_run *run, const struct convolution *op,
-                            uint64_t offset)
-{
-    void *phases = gpu_workspace(run, offset);
-    gpu_launch_fold_phases(run->stream, &(struct gpu_phases){.weight = gpu_weight_data(op->weight),
-                                                             .phases = phases,
-                                                             .c = op->c,
-                                                             .k = op->k,
-                                                             .storage = run->device->storage});
-    return phases;
-}
-
 void gpu_enqueue_convolution(const struct gpu_run *run)
 {
     const struct convolution *op = &run->operation->convolution;
@@ -121,7 +103,6 @@ void gpu_enqueue_convolution(const struct gpu_run *run)
     if (op->statistics.place != VALUE_NONE) {
         arguments.partials = gpu_workspace(run, layout.partials);
     }
-    if (is_mma && op->upsample) arguments.weight = enqueue_phases(run, op, layout.phases);
     if (is_mma && run->device->has_wgmma) {
         gpu_launch_convolution_wgmma(run->stream, &arguments);
     } else if (is_mma) {

@@ -161,12 +161,16 @@ void gpu_launch_normalize(struct gpu_stream *stream, const struct gpu_normalize 
 // zeros. Within a row of a chunk, units of 8 channels lie in the order in which tensor cores read
 // them from shared memory without a conflict of banks (tiles.h), so that a block of rows is copied
 // as it is: channel c of output channel k is element GPU_CHUNK_PLACE(k, c) of its row.
+//
+// A 3x3 window over an image that was doubled by its nearest pixels is one of four 2x2 windows over
+// the image itself, as the output's row and column are even or odd: taps that fall on one pixel are
+// added. Such a weight is packed as 16 taps, [row odd][column odd][2][2].
 #define GPU_CHUNK 32u
 #define GPU_CHUNK_PLACE(k, c) ((((c) >> 3 ^ ((k) >> 1 & 3u)) << 3) + ((c)&7u))
 
 struct gpu_convolution {
     const void *input;                  // [n, h, w, c]
-    const void *weight;                 // packed
+    const void *weight;                 // packed; with upsample as 16 taps
     const float *bias;                  // [k] or NULL
     const struct gpu_factors *factors;  // [n, c]: applied to the input before its padding; or NULL
     const void *residual;               // [n, oh, ow, k] or NULL; may be the output
@@ -186,8 +190,7 @@ struct gpu_convolution {
 void gpu_launch_convolution_plain(struct gpu_stream *stream,
                                   const struct gpu_convolution *arguments);
 
-// 16-bit types on tensor cores. With upsample, weight holds four packed 2x2 windows, see
-// gpu_launch_fold_phases, and there is no shortcut.
+// 16-bit types on tensor cores. With upsample there is no shortcut.
 void gpu_launch_convolution_mma(struct gpu_stream *stream, const struct gpu_convolution *arguments);
 
 // The same by the instructions of compute capability 9.0 alone; partials have as many slots.
@@ -198,17 +201,6 @@ void gpu_launch_convolution_wgmma(struct gpu_stream *stream,
 // Thread:    any.
 uint32_t gpu_convolution_plain_slots(const struct gpu_convolution *arguments);
 uint32_t gpu_convolution_mma_slots(const struct gpu_convolution *arguments);
-
-// A 3x3 window over an image that was doubled by its nearest pixels is one of four 2x2 windows over
-// the image itself, as the output's row and column are even or odd: taps that fall on one pixel are
-// added.
-struct gpu_phases {
-    const void *weight;  // packed, 9 taps
-    void *phases;        // packed, 4 phases of 4 taps
-    uint32_t c, k;
-    enum dtype storage;  // 16 bits
-};
-void gpu_launch_fold_phases(struct gpu_stream *stream, const struct gpu_phases *arguments);
 
 // ---------------------------------------------------------------------------------------------
 // Linear

@@ -3,6 +3,8 @@
 //
 // Convolutions are packed [tap][chunk of 32 channels][k][32], the last chunk padded with zeros, so
 // that a block loads whole rows of 64 bytes whatever c is; within a row as GPU_CHUNK_PLACE says.
+// Those that upsample have 16 taps, four 2x2 windows: taps of the file that fall on one pixel are
+// added in float32 here, once, and their sums are rounded once.
 // Rows of matrices are padded to multiples of 8 elements, for copies of 16 bytes. Parts are one
 // behind the other along k.
 
@@ -21,6 +23,12 @@ struct layout {
     uint32_t k;       // rows of all parts
 };
 
+// Of a packed convolution.
+static uint32_t taps_of(const struct weight_source *source)
+{
+    return source->upsample ? 16 : source->dims[2] * source->dims[3];
+}
+
 static struct layout layout_of(const struct gpu_device *device, const struct weight_source *source)
 {
     const uint32_t *dims = source->dims;
@@ -35,7 +43,7 @@ static struct layout layout_of(const struct gpu_device *device, const struct wei
         elements *= layout.pitch;
     } else if (source->form == WEIGHT_CONVOLUTION) {
         layout.type = device->storage;
-        elements *= (uint64_t)dims[2] * dims[3] * round_up(dims[1], GPU_CHUNK);
+        elements *= (uint64_t)taps_of(source) * round_up(dims[1], GPU_CHUNK);
     }
     layout.bytes = elements * dtype_bytes(layout.type);
     return layout;
@@ -92,27 +100,68 @@ static void pack_rows(const struct packing *self, uint8_t *to, uint64_t first, u
     }
 }
 
-// A packed row: the channels of one chunk and tap of one filter, which is [c, taps] in the file.
+// Channels of one chunk of one filter, which is [c, taps] in the file.
+struct strip {
+    const uint8_t *from;  // its first channel and tap
+    uint32_t count;       // channels that are there, at most GPU_CHUNK
+};
+
+static void read_tap(const struct weight_source *source, const struct strip *strip, uint32_t tap,
+                     void *out, enum dtype type)
+{
+    uint32_t taps = source->dims[2] * source->dims[3];
+    uint32_t bytes = dtype_bytes(source->dtype);
+    uint8_t gathered[GPU_CHUNK * sizeof(float)];
+    assert(tap < taps);
+    assert(strip->count <= GPU_CHUNK);
+    for (uint32_t i = 0; i < strip->count; i++) {
+        memcpy(gathered + i * bytes, strip->from + ((uint64_t)i * taps + tap) * bytes, bytes);
+    }
+    dtype_convert(out, type, gathered, source->dtype, strip->count);
+}
+
+// Whether row (or column) `from` of a 3x3 window over the doubled image falls on row `to` of the
+// 2x2 window over the image itself: the last one alone if the output's row is odd, the first one
+// alone if it is even, and the other two together.
+static bool falls_on(bool is_odd, uint32_t from, uint32_t to)
+{
+    return (is_odd ? from / 2 : (from + 1) / 2) == to;
+}
+
+// The sum of those taps of the file that one of the 16 stands for.
+static void sum_taps(const struct weight_source *source, const struct strip *strip, uint32_t tap,
+                     float sums[GPU_CHUNK])
+{
+    for (uint32_t from = 0; from < 9; from++) {
+        if (!falls_on(tap / 8 == 1, from / 3, tap / 2 % 2)) continue;
+        if (!falls_on(tap / 4 % 2 == 1, from % 3, tap % 2)) continue;
+        float values[GPU_CHUNK];
+        read_tap(source, strip, from, values, DTYPE_F32);
+        for (uint32_t i = 0; i < strip->count; i++) sums[i] += values[i];
+    }
+}
+
+// A packed row: the channels of one chunk and tap of one filter.
 static void pack_chunk(const struct packing *self, uint8_t *to, uint64_t row)
 {
     const struct weight_source *source = self->source;
     uint32_t c = source->dims[1];
-    uint32_t taps = source->dims[2] * source->dims[3];
     uint32_t chunks = (uint32_t)round_up(c, GPU_CHUNK) / GPU_CHUNK;
     uint32_t k = (uint32_t)(row % self->layout.k);
     uint32_t tap = (uint32_t)(row / self->layout.k / chunks);
     uint32_t channel = (uint32_t)(row / self->layout.k % chunks) * GPU_CHUNK;
-    uint32_t known = (uint32_t)lesser(GPU_CHUNK, c - channel);
-    uint32_t bytes = dtype_bytes(source->dtype);
-    uint8_t gathered[GPU_CHUNK * sizeof(float)];
+    uint64_t element = (uint64_t)channel * source->dims[2] * source->dims[3];
+    const struct strip strip = {.from = source_at(source, k, element),
+                                .count = (uint32_t)lesser(GPU_CHUNK, c - channel)};
     uint8_t dense[GPU_CHUNK * sizeof(float)] = {0};
-    const uint8_t *filter = source_at(source, k, 0);
-    for (uint32_t i = 0; i < known; i++) {
-        memcpy(gathered + i * bytes, filter + ((uint64_t)(channel + i) * taps + tap) * bytes,
-               bytes);
+    if (source->upsample) {
+        float sums[GPU_CHUNK] = {0};
+        sum_taps(source, &strip, tap, sums);
+        dtype_convert(dense, self->layout.type, sums, DTYPE_F32, strip.count);
+    } else {
+        read_tap(source, &strip, tap, dense, self->layout.type);
     }
-    dtype_convert(dense, self->layout.type, gathered, source->dtype, known);
-    bytes = dtype_bytes(self->layout.type);
+    uint32_t bytes = dtype_bytes(self->layout.type);
     for (uint32_t i = 0; i < GPU_CHUNK; i += 8) {
         memcpy(to + GPU_CHUNK_PLACE(k, i) * bytes, dense + i * bytes, 8 * bytes);
     }

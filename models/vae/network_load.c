@@ -153,20 +153,31 @@ static struct network_norm load_norm(struct loader *self, const char *prefix, ui
                                  .beta = load_vector(self, beta, c)};
 }
 
-// A convolution [k, c, r, r] with bias.
-static struct network_layer load_layer(struct loader *self, const char *prefix, uint32_t c,
-                                       uint32_t k, uint32_t r)
+// A convolution with bias; the source has its dims [k, c, r, r], and whether it upsamples.
+static struct network_layer load_taps(struct loader *self, const char *prefix,
+                                      struct weight_source source)
 {
     char weight[NAME_BYTES];
     char bias[NAME_BYTES];
     format_name(weight, "%s.weight", prefix);
     format_name(bias, "%s.bias", prefix);
-    struct weight_source source = {.form = WEIGHT_CONVOLUTION, .dims = {k, c, r, r}};
+    source.form = WEIGHT_CONVOLUTION;
     find_part(self, &source, weight);
     return (struct network_layer){.weight = create(self, &source, weight),
-                                  .bias = load_vector(self, bias, k),
-                                  .c = c,
-                                  .k = k};
+                                  .bias = load_vector(self, bias, source.dims[0]),
+                                  .c = source.dims[1],
+                                  .k = source.dims[0]};
+}
+
+static struct network_layer load_layer(struct loader *self, const char *prefix, uint32_t c,
+                                       uint32_t k, uint32_t r)
+{
+    return load_taps(self, prefix, (struct weight_source){.dims = {k, c, r, r}});
+}
+
+static struct network_layer load_upsampler(struct loader *self, const char *prefix, uint32_t c)
+{
+    return load_taps(self, prefix, (struct weight_source){.dims = {c, c, 3, 3}, .upsample = true});
 }
 
 static struct network_resnet load_resnet(struct loader *self, const char *prefix, uint32_t c,
@@ -278,7 +289,7 @@ static void load_decoder(struct loader *self)
         }
         if (i + 1 == config->levels) continue;
         format_name(name, "decoder.up_blocks.%u.upsamplers.0.conv", i);
-        level->sample = load_layer(self, name, k, k, 3);
+        level->sample = load_upsampler(self, name, k);
     }
     half->norm_out = load_norm(self, "decoder.conv_norm_out", c);
     half->conv_out = load_layer(self, "decoder.conv_out", c, config->image_channels, 3);

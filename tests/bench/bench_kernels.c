@@ -259,14 +259,15 @@ struct bench {
     size_t result_floats;
 };
 
-static const struct weight *make_weight(struct bench *self, enum weight_form form, uint32_t k,
-                                        uint32_t c, uint32_t side)
+static const struct weight *make_source(struct bench *self, struct weight_source source)
 {
-    size_t count = (size_t)k * c * side * side;
-    struct weight_source source = {
-        .form = form, .dtype = DTYPE_F16, .dims = {k, c, side, side}, .parts_count = 1};
+    const uint32_t *dims = source.dims;
+    size_t count = (size_t)dims[0] * dims[1] * dims[2] * dims[3];
     float *values = memory(count * sizeof values[0]);
-    float scale = form == WEIGHT_VECTOR ? 0.1f : 1.7f / sqrtf((float)(c * side * side));
+    float scale = 0.1f;
+    if (source.form != WEIGHT_VECTOR) scale = 1.7f / sqrtf((float)(dims[1] * dims[2] * dims[3]));
+    source.dtype = DTYPE_F16;
+    source.parts_count = 1;
     for (size_t i = 0; i < count; i++) values[i] = random_float() * scale;
     void *part = memory(count * 2);
     dtype_convert(part, DTYPE_F16, values, DTYPE_F32, count);
@@ -278,6 +279,20 @@ static const struct weight *make_weight(struct bench *self, enum weight_form for
     self->parts[index] = part;
     must(weight_create(&self->weights[index], self->device, &source, &error), &error, "weight");
     return self->weights[index];
+}
+
+static const struct weight *make_weight(struct bench *self, enum weight_form form, uint32_t k,
+                                        uint32_t c, uint32_t side)
+{
+    return make_source(self, (struct weight_source){.form = form, .dims = {k, c, side, side}});
+}
+
+static const struct weight *make_filters(struct bench *self, const struct layer *layer)
+{
+    const struct weight_source source = {.form = WEIGHT_CONVOLUTION,
+                                         .dims = {layer->k, layer->c, layer->side, layer->side},
+                                         .upsample = layer->upsample};
+    return make_source(self, source);
 }
 
 static const struct weight *make_vector(struct bench *self, uint32_t k)
@@ -363,7 +378,7 @@ static void add_convolution(struct bench *self, struct program *program, const s
         .c = layer->c,
         .output = shape->output,
         .k = layer->k,
-        .weight = make_weight(self, WEIGHT_CONVOLUTION, layer->k, layer->c, layer->side),
+        .weight = make_filters(self, layer),
         .bias = make_vector(self, layer->k),
         .stride = layer->halve ? 2 : 1,
         .upsample = layer->upsample,

@@ -92,6 +92,28 @@ floats pack(const floats &weight, uint32_t k, uint32_t c, uint32_t taps)
     return packed;
 }
 
+// The taps of 3x3 windows over the doubled image as those of 2x2 windows over the image itself: to
+// [k, c, 16], by the output's row and column, odd or even, then row and column of the window.
+floats add_up(const floats &weight)
+{
+    // Rows of the 3x3 window that the two of the 2x2 one stand for: of even rows, of odd ones.
+    const uint32_t begin[2][3] = {{0, 1, 3}, {0, 2, 3}};
+    floats sums;
+    for (size_t filter = 0; filter < weight.size(); filter += 9) {
+        for (uint32_t tap = 0; tap < 16; tap++) {
+            const uint32_t *rows = begin[tap / 8] + tap / 2 % 2;
+            const uint32_t *columns = begin[tap / 4 % 2] + tap % 2;
+            float sum = 0;
+            for (uint32_t y = rows[0]; y < rows[1]; y++) {
+                for (uint32_t x = columns[0]; x < columns[1]; x++)
+                    sum += weight[filter + y * 3 + x];
+            }
+            sums.push_back(sum);
+        }
+    }
+    return sums;
+}
+
 struct numbers {
     floats x, weight, bias, residual, shortcut, shortcut_weight;
     std::vector<struct gpu_factors> factors;
@@ -168,8 +190,7 @@ void expect(const test_case &test, const numbers &all, uint64_t at, double *sum,
     if (test.residual) *sum += static_cast<double>(all.residual[at]);
 }
 
-struct gpu_convolution arguments_of(const test_case &test, const numbers &all,
-                                    struct gpu_stream *stream)
+struct gpu_convolution arguments_of(const test_case &test, const numbers &all)
 {
     struct gpu_convolution a = {};
     a.n = test.n;
@@ -186,20 +207,14 @@ struct gpu_convolution arguments_of(const test_case &test, const numbers &all,
     a.silu = test.silu;
     a.storage = DTYPE_BF16;
     a.input = upload_elements(all.x);
-    a.weight = upload_elements(pack(all.weight, test.k, test.c, test.r * test.r));
+    a.weight = upload_elements(test.upsample ? pack(add_up(all.weight), test.k, test.c, 16)
+                                             : pack(all.weight, test.k, test.c, test.r * test.r));
     a.bias = upload(all.bias);
     if (test.norm) a.factors = upload(all.factors);
     if (test.residual) a.residual = upload_elements(all.residual);
     if (test.shortcut_c > 0) {
         a.shortcut = upload_elements(all.shortcut);
         a.shortcut_weight = upload_elements(pack(all.shortcut_weight, test.k, test.shortcut_c, 1));
-    }
-    if (test.upsample) {
-        uint64_t bytes = 16ull * ((test.c + 31) / 32) * 32 * test.k * sizeof(element);
-        void *folded = emulation::allocate(bytes);
-        struct gpu_phases phases = {a.weight, folded, test.c, test.k, DTYPE_BF16};
-        gpu_launch_fold_phases(stream, &phases);
-        a.weight = folded;
     }
     a.output = emulation::allocate(static_cast<uint64_t>(test.n) * all.oh * all.ow * test.k *
                                    sizeof(element));
@@ -265,7 +280,7 @@ int main(int count, char **words)
     struct gpu_stream stream = {};
     for (const test_case &test : cases) {
         numbers all = make_numbers(test);
-        struct gpu_convolution a = arguments_of(test, all, &stream);
+        struct gpu_convolution a = arguments_of(test, all);
         launch(&stream, &a);
         if (stream.has_failed) {
             printf("%s\n", stream.report);

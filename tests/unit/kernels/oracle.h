@@ -13,7 +13,8 @@
 //
 // Where activations are stored in 16 bits, a result may be off by one unit in its last place more,
 // and whatever is rounded on the way to the multiplication by half of one: the normalised input,
-// and the sums of weights that an upsampling convolution multiplies by.
+// and once, from what the file has, the sums of weights that an upsampling convolution multiplies
+// by.
 
 #define U 0x1p-24
 
@@ -188,6 +189,34 @@ static inline struct oracle_sum oracle_taps(const struct oracle_convolution *op,
     return sum;
 }
 
+// An upsampling convolution may add the weights of all taps that see one pixel and round the sum:
+// what that costs an output.
+static inline double oracle_sums_error(const struct oracle_convolution *op,
+                                       const struct oracle *input, uint64_t pixel, uint32_t k)
+{
+    double error = 0;
+    uint32_t y = (uint32_t)(pixel / oracle_side(op, op->w) % oracle_side(op, op->h));
+    uint32_t x = (uint32_t)(pixel % oracle_side(op, op->w));
+    uint64_t image = pixel / oracle_side(op, op->w) / oracle_side(op, op->h);
+    for (uint32_t place = 0; place < 4; place++) {
+        uint32_t row = (y + 1) / 2 + place / 2 - 1;  // wraps around above the image
+        uint32_t column = (x + 1) / 2 + place % 2 - 1;
+        if (row >= op->h || column >= op->w) continue;
+        uint64_t from = ((image * op->h + row) * op->w + column) * op->c;
+        for (uint32_t i = 0; i < op->c; i++) {
+            double sum = 0;
+            for (uint32_t tap = 0; tap < 9; tap++) {
+                bool is_seen =
+                    (y + tap / 3 + 1) / 2 == row + 1 && (x + tap % 3 + 1) / 2 == column + 1;
+                if (is_seen) sum += (double)op->weight[((uint64_t)k * op->c + i) * 9 + tap];
+            }
+            double rounding = storage_unit(op->storage) * fabs(sum) + 0x1p-25;
+            error += rounding * (fabs(input->expected[from + i]) + input->bound[from + i]);
+        }
+    }
+    return error;
+}
+
 // A Winograd transform mixes the pixels of a tile, so an output may err by what its neighbours'
 // sums are worth: within a window that covers any F(4x4) tile around the pixel, the largest sum of
 // magnitudes counts, with the gain of the transforms (measured 18 in units of a direct sum's
@@ -247,14 +276,16 @@ static inline struct oracle oracle_convolve(const struct oracle_convolution *op)
         oracle_add_rest(op, &sum, at);
         out.expected[at] = sum.value;
         out.bound[at] = sum.error;
+        if (op->upsample && storage_unit(op->storage) > 0) {
+            out.bound[at] += oracle_sums_error(op, &input, at / op->k, (uint32_t)(at % op->k));
+        }
         magnitudes.expected[at] = sum.magnitude;
     }
     double terms = (double)op->c * op->r * op->r + op->shortcut_c + 4;
     bool may_transform = op->r == 3 && op->stride == 1 && !op->is_direct;
-    double unit = op->upsample ? storage_unit(op->storage) : 0;  // of summed weights
     for (uint64_t at = 0; at < out.count; at++) {
         double magnitude = magnitudes.expected[at];
-        double error = (terms * 2 * U + unit) * magnitude;
+        double error = terms * 2 * U * magnitude;
         if (may_transform) {
             double near = oracle_reach(&magnitudes, at, (uint32_t[3]){oh, ow, op->k});
             error += WINOGRAD_GAIN * 2 * U * near;

@@ -104,6 +104,30 @@ static const struct convolution_case convolutions[] = {
      .upsample = true,
      .bias = true,
      .dtype = DTYPE_BF16},
+    {.n = 1,
+     .h = 4,
+     .w = 17,
+     .c = 40,
+     .k = 24,
+     .r = 3,
+     .upsample = true,
+     .groups = 8,
+     .silu = true,
+     .bias = true,
+     .residual = RESIDUAL_APART},
+    {.n = 2,
+     .h = 5,
+     .w = 10,
+     .c = 9,
+     .k = 34,
+     .r = 3,
+     .upsample = true,
+     .groups = 3,
+     .silu = true,
+     .shortcut_c = 11,
+     .bias = true,
+     .residual = RESIDUAL_ALIAS,
+     .parts = 2},
     {.n = 1, .h = 6, .w = 6, .c = 4, .k = 320, .r = 3, .bias = true, .dtype = DTYPE_F16},
     {.n = 1,
      .h = 5,
@@ -184,7 +208,8 @@ static void make_convolution(struct convolution_data *self, const struct convolu
     self->shortcut_bias = dice_array(dice, c->k, 0, 1);
     self->probe_groups = c->k % 8 == 0 ? c->k / 8 : 1;
     round_all(self->x, (uint64_t)c->n * c->h * c->w * c->c, storage);
-    round_all(self->weight, c->k * taps, storage);
+    // Weights that a device adds before it rounds them stay as a file of float32 may have them.
+    if (!c->upsample) round_all(self->weight, c->k * taps, storage);
     round_all(self->residual, self->out_rows * c->k, storage);
     round_all(self->shortcut, self->out_rows * c->shortcut_c, storage);
     round_all(self->shortcut_weight, (uint64_t)c->k * c->shortcut_c, storage);
@@ -209,14 +234,14 @@ static void free_convolution(struct convolution_data *self)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
 }
 
-static struct weight *new_taps(struct rig *rig, float *values, const uint32_t dims[4],
-                               enum dtype dtype, uint32_t parts)
+// The source has dims of all parts together; no dtype means f32, no parts one.
+static struct weight *new_taps(struct rig *rig, float *values, struct weight_source source)
 {
-    struct weight_source source = {.form = WEIGHT_CONVOLUTION,
-                                   .dtype = dtype == DTYPE_NONE ? DTYPE_F32 : dtype,
-                                   .parts_count = parts == 0 ? 1 : parts};
     uint64_t count = 1;
-    for (int i = 0; i < 4; i++) count *= source.dims[i] = dims[i];
+    for (int i = 0; i < 4; i++) count *= source.dims[i];
+    source.form = WEIGHT_CONVOLUTION;
+    if (source.dtype == DTYPE_NONE) source.dtype = DTYPE_F32;
+    if (source.parts_count == 0) source.parts_count = 1;
     source.dims[0] /= source.parts_count;
     return rig_weight(rig, source, values, count);
 }
@@ -225,7 +250,7 @@ static struct weight *new_identity(struct rig *rig, uint32_t c)
 {
     float *ones = rig_own(rig, calloc((uint64_t)c * c, sizeof *ones));
     for (uint64_t i = 0; i < c; i++) ones[i * c + i] = 1;
-    return new_taps(rig, ones, (uint32_t[4]){c, c, 1, 1}, DTYPE_F32, 1);
+    return new_taps(rig, ones, (struct weight_source){.dims = {c, c, 1, 1}});
 }
 
 static struct value guarded_statistics(struct rig *rig, const uint32_t dims[4])
@@ -299,8 +324,11 @@ static float *run_convolution(struct device *device, const struct convolution_ca
     op.upsample = c->upsample;
     op.input = x;
     if (c->groups > 0) set_norm(&rig, data, &x, &op);
-    op.weight =
-        new_taps(&rig, data->weight, (uint32_t[4]){c->k, c->c, c->r, c->r}, c->dtype, c->parts);
+    op.weight = new_taps(&rig, data->weight,
+                         (struct weight_source){.dims = {c->k, c->c, c->r, c->r},
+                                                .dtype = c->dtype,
+                                                .parts_count = c->parts,
+                                                .upsample = c->upsample});
     if (c->bias) op.bias = rig_vector(&rig, data->bias, c->k);
     op.output = rig_tensor(&rig, rows, c->k);
     if (c->residual != RESIDUAL_NONE) op.residual = rig_load(&rig, data->residual, rows, c->k);
@@ -308,8 +336,9 @@ static float *run_convolution(struct device *device, const struct convolution_ca
     if (c->shortcut_c > 0) {
         op.shortcut = rig_load(&rig, data->shortcut, rows, c->shortcut_c);
         op.shortcut_c = c->shortcut_c;
-        op.shortcut_weight = new_taps(&rig, data->shortcut_weight,
-                                      (uint32_t[4]){c->k, c->shortcut_c, 1, 1}, c->dtype, 1);
+        op.shortcut_weight = new_taps(
+            &rig, data->shortcut_weight,
+            (struct weight_source){.dims = {c->k, c->shortcut_c, 1, 1}, .dtype = c->dtype});
         if (c->bias) op.shortcut_bias = rig_vector(&rig, data->shortcut_bias, c->k);
     }
     op.statistics = guarded_statistics(&rig, (uint32_t[4]){c->n, oracle_side(&data->op, c->h),
@@ -423,6 +452,63 @@ static void images_of_a_batch_do_not_know_each_other(void **state)
             free(part);
         }
         free_convolution(&data);
+    }
+}
+
+// Half a unit in the last place of x.
+static double half_unit(double x, enum dtype storage)
+{
+    int exponent = 0;
+    frexp(x, &exponent);
+    if (storage == DTYPE_F16) return fmax(ldexp(1, exponent - 12), 0x1p-25);
+    return ldexp(1, exponent - (storage == DTYPE_BF16 ? 9 : 25));
+}
+
+// An image of 3x3 pixels, all zeros but for a 1 in the middle: each output around it is the sum of
+// those weights whose taps see the middle.
+#define LIT 37u
+
+static void check_sums(struct device *device, const struct subject *subject)
+{
+    enum { C = 40, K = 24, OUTPUTS = 36 * K };
+    struct dice dice = {seed_of_run()};
+    struct rig rig;
+    rig_begin(&rig, device);
+    float *x = rig_own(&rig, calloc((size_t)9 * C, sizeof *x));
+    float *w = rig_own(&rig, dice_array(&dice, (uint64_t)K * C * 9, 0, 1));
+    x[4 * C + LIT] = 1;
+    struct convolution op = {.n = 1, .h = 3, .w = 3, .c = C, .k = K, .stride = 1, .upsample = true};
+    op.input = rig_load(&rig, x, 9, C);
+    op.output = rig_tensor(&rig, 36, K);
+    op.weight = new_taps(&rig, w, (struct weight_source){.dims = {K, C, 3, 3}, .upsample = true});
+    program_convolution(rig.program, &op);
+    const float *y = rig_store(&rig, op.output, OUTPUTS);
+    rig_run(&rig);
+    for (uint32_t at = 0; at < OUTPUTS; at++) {
+        double sum = 0;
+        double magnitude = IS_DIRECT ? 0 : WINOGRAD_GAIN * 9;
+        for (uint32_t tap = 0; tap < 9; tap++) {
+            uint32_t row = (at / K / 6 + tap / 3 + 1) / 2;
+            uint32_t column = (at / K % 6 + tap % 3 + 1) / 2;
+            double factor = (double)w[(at % K * C + LIT) * 9 + tap];
+            if (row != 2 || column != 2) continue;
+            sum += factor;
+            magnitude += fabs(factor);
+        }
+        double bound = half_unit(sum, subject->storage) + 4 * U * magnitude;
+        if (fabs((double)y[at] - sum) <= bound) continue;
+        fail_msg("%s, %s: output %u is %.9g, the sum of its weights %.9g +- %.3g", subject->name,
+                 dtype_name(subject->storage), at, (double)y[at], sum, bound);
+    }
+    rig_end(&rig);
+}
+
+static void sums_of_upsampling_weights_are_rounded_once(void **state)
+{
+    struct device **devices = *state;
+    for (size_t s = 0; s < SUBJECTS; s++) {
+        if (is_chosen_alone() && subjects[s].storage == DTYPE_F32) continue;
+        check_sums(devices[s], &subjects[s]);
     }
 }
 
@@ -822,6 +908,7 @@ int main(void)
     const struct CMUnitTest convolutions_alone[] = {
         cmocka_unit_test(every_convolution_is_right),
         cmocka_unit_test(images_of_a_batch_do_not_know_each_other),
+        cmocka_unit_test(sums_of_upsampling_weights_are_rounded_once),
     };
     const struct CMUnitTest others[] = {
         cmocka_unit_test(every_linear_is_right),

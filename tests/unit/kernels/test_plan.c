@@ -45,7 +45,7 @@ static void append(struct block *self, struct convolution op)
     op.n = 1;
     op.c = op.k = CHANNELS;
     op.stride = 1;
-    op.weight = self->rig.weights[0];
+    op.weight = self->rig.weights[op.upsample ? 2 : 0];
     if (op.norm.statistics.place != VALUE_NONE) {
         op.norm.gamma = op.norm.beta = self->rig.weights[1];
         op.norm.groups = 32;
@@ -71,6 +71,8 @@ static void block_create(struct block *self, struct device *device)
                                    .parts_count = 1};
     rig_weight(&self->rig, source, values, taps);
     rig_vector(&self->rig, values, CHANNELS);
+    source.upsample = true;
+    rig_weight(&self->rig, source, values, taps);
 
     self->x = tensor(self, SIZE);
     program_clear(self->rig.program, &(struct clear){self->x, self->x.bytes});

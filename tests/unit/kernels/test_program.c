@@ -422,7 +422,10 @@ static void a_convolution_that_does_not_fit_is_refused(void **state)
     REFUSES(kind, "stride is 3", bench.convolution.stride = 3);
     REFUSES(kind, "r = 1", bench.taps3.dims[2] = 1; bench.convolution.stride = 2);
     REFUSES(kind, "upsample", bench.convolution.upsample = true; bench.convolution.stride = 2);
-    REFUSES(kind, "output has 1280 bytes, needs 5120", bench.convolution.upsample = true);
+    REFUSES(kind, "output has 1280 bytes, needs 5120", bench.convolution.upsample = true;
+            bench.taps3.upsample = true);
+    REFUSES(kind, "made for one that does not", bench.convolution.upsample = true);
+    REFUSES(kind, "made for one that does", bench.taps3.upsample = true);
     REFUSES(kind, "output n x oh x ow", bench.convolution.h = 1; bench.convolution.stride = 2);
     REFUSES(kind, "input must be a value of the arena", bench.convolution.input = bench.slot);
     REFUSES(kind, "input has 639 bytes", bench.convolution.input.bytes--);
@@ -622,11 +625,15 @@ static void weights_out_of_range_are_refused(void **state)
     (void)state;
     static const float data[16] = {0};
     static const char *const devices[] = {"reference", "cpu"};
-    const struct weight_source good = {WEIGHT_CONVOLUTION, DTYPE_F32, {1, 1, 3, 3}, 1, {data}};
+    const struct weight_source good = {.form = WEIGHT_CONVOLUTION,
+                                       .dtype = DTYPE_F32,
+                                       .dims = {1, 1, 3, 3},
+                                       .parts_count = 1,
+                                       .parts = {data}};
     for (size_t i = 0; i < 2; i++) {
         struct device *device = open_device(devices[i], 1);
-        struct weight_source bad[9];
-        for (int j = 0; j < 9; j++) bad[j] = good;
+        struct weight_source bad[11];
+        for (int j = 0; j < 11; j++) bad[j] = good;
         bad[0].dims[0] = 0;
         bad[1].dims[2] = 1;
         bad[2].dims[2] = bad[2].dims[3] = 2;
@@ -636,7 +643,10 @@ static void weights_out_of_range_are_refused(void **state)
         bad[6].parts[0] = NULL;
         bad[7].dims[0] = bad[7].dims[1] = UINT32_MAX;
         bad[8].form = (enum weight_form)17;
-        for (int j = 0; j < 9; j++) {
+        bad[9].upsample = bad[10].upsample = true;
+        bad[9].dims[2] = bad[9].dims[3] = 1;
+        bad[10].form = WEIGHT_MATRIX;
+        for (int j = 0; j < 11; j++) {
             struct weight *weight = NULL;
             assert_int_equal(weight_create(&weight, device, &bad[j], NULL),
                              STATUS_INVALID_ARGUMENT);
