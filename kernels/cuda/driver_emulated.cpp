@@ -191,13 +191,19 @@ enum status fail_broken(struct error *error)
                      device().message);
 }
 
-// The caller holds the lock.
-void set_failure(struct gpu_stream *stream, const char *what, const char *why)
+// Nothing more is done on the stream until it is reset. The caller holds the lock.
+void note_failure(struct gpu_stream *stream, const char *what, const char *why)
 {
     if (!stream->has_failed) {
         snprintf(stream->message, sizeof stream->message, "kernel %s failed: %s", what, why);
     }
     stream->has_failed = true;
+}
+
+// And nothing on the device. The caller holds the lock.
+void set_failure(struct gpu_stream *stream, const char *what, const char *why)
+{
+    note_failure(stream, what, why);
     if (!device().is_broken) {
         snprintf(device().message, sizeof device().message, "%s", stream->message);
     }
@@ -555,15 +561,6 @@ void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
     set_failure(self, what, why);
 }
 
-void gpu_stream_lack(struct gpu_stream *self, const char *what)
-{
-    if (self->has_failed) return;
-    snprintf(self->message, sizeof self->message, "%s failed: the device has no memory for it",
-             what);
-    self->has_failed = true;
-    self->lacks_memory = true;
-}
-
 bool gpu_stream_begin_launch(struct gpu_stream *self)
 {
     take_device();
@@ -574,7 +571,8 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
         may_begin = false;
     }
     if (may_begin && read_fault("lack", &number) && take_fault("lack")) {
-        gpu_stream_lack(self, "the kernel at hand");
+        note_failure(self, "at hand", "the device has no memory for it");
+        self->lacks_memory = true;
         may_begin = false;
     }
     if (may_begin && read_fault("pace", &number)) usleep(static_cast<useconds_t>(number));

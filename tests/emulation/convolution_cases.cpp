@@ -8,16 +8,11 @@
 // The reference reads weights as PyTorch keeps them; packing is written here a second time.
 
 #include <cmath>
-#include <cstdlib>
-#include <vector>
 
-#include "kernels/cuda/gpu.h"
-#include "tests/emulation/stream.h"
+#include "tests/emulation/cases.h"
 
 namespace
 {
-
-using element = __nv_bfloat16;
 
 struct test_case {
     uint32_t n, h, w, c, k, r, stride;
@@ -36,44 +31,6 @@ const test_case cases[] = {
     {1, 9, 17, 32, 40, 3, 1, true, false, false, false, 0},
     {1, 16, 20, 100, 24, 1, 1, false, true, false, true, 40},
 };
-
-struct dice {
-    uint64_t state = 88172645463325252ull;
-
-    float next()
-    {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return static_cast<float>((state >> 40) & 0xffffff) / 8388608.0f - 1.0f;
-    }
-};
-
-using floats = std::vector<float>;
-
-floats random_elements(dice *dice, uint64_t count, float scale)
-{
-    floats made(count);
-    for (float &value : made) value = gpu::widen(gpu::narrow<element>(dice->next() * scale));
-    return made;
-}
-
-template <class T> T *upload(const std::vector<T> &values)
-{
-    uint64_t bytes = values.size() * sizeof(T);
-    auto *memory = static_cast<T *>(emulation::allocate(bytes == 0 ? 1 : bytes));
-    emulation::open_memory();
-    if (bytes > 0) memcpy(memory, values.data(), bytes);
-    emulation::shut_memory();
-    return memory;
-}
-
-element *upload_elements(const floats &values)
-{
-    std::vector<element> narrow;
-    for (float value : values) narrow.push_back(gpu::narrow<element>(value));
-    return upload(narrow);
-}
 
 // [k, c, taps] to [tap][chunk][k][32], units of 8 channels exchanged as launch.h says.
 floats pack(const floats &weight, uint32_t k, uint32_t c, uint32_t taps)
@@ -127,15 +84,15 @@ numbers make_numbers(const test_case &test)
     made.oh = test.upsample ? 2 * test.h : test.stride == 2 ? (test.h - 2) / 2 + 1 : test.h;
     made.ow = test.upsample ? 2 * test.w : test.stride == 2 ? (test.w - 2) / 2 + 1 : test.w;
     uint64_t rows = static_cast<uint64_t>(test.n) * made.oh * made.ow;
-    made.x = random_elements(&dice, static_cast<uint64_t>(test.n) * test.h * test.w * test.c, 2);
+    made.x = random_elements(&dice, static_cast<uint64_t>(test.n) * test.h * test.w * test.c, 0, 2);
     // Multiples of 1/64, so that the sums of an upsampling window are exact.
     made.weight = floats(static_cast<uint64_t>(test.k) * test.c * test.r * test.r);
     for (float &value : made.weight) value = rintf(dice.next() * 16) / 64;
-    made.bias = random_elements(&dice, test.k, 1);
-    made.residual = random_elements(&dice, test.residual ? rows * test.k : 0, 1);
-    made.shortcut = random_elements(&dice, rows * test.shortcut_c, 1);
+    made.bias = random_elements(&dice, test.k, 0, 1);
+    made.residual = random_elements(&dice, test.residual ? rows * test.k : 0, 0, 1);
+    made.shortcut = random_elements(&dice, rows * test.shortcut_c, 0, 1);
     made.shortcut_weight =
-        random_elements(&dice, static_cast<uint64_t>(test.k) * test.shortcut_c, 0.25f);
+        random_elements(&dice, static_cast<uint64_t>(test.k) * test.shortcut_c, 0, 0.25f);
     for (uint32_t i = 0; test.norm && i < test.n * test.c; i++) {
         made.factors.push_back({1 + 0.5f * dice.next(), 0.5f * dice.next()});
     }

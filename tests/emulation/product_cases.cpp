@@ -6,48 +6,11 @@
 //     2  a report of the emulator           3  right, but with bank conflicts
 
 #include <cmath>
-#include <cstdlib>
-#include <vector>
 
-#include "kernels/cuda/gpu.h"
-#include "tests/emulation/stream.h"
+#include "tests/emulation/cases.h"
 
 namespace
 {
-
-using element = __nv_bfloat16;
-using floats = std::vector<float>;
-
-struct dice {
-    uint64_t state = 88172645463325252ull;
-
-    float next()
-    {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return static_cast<float>((state >> 40) & 0xffffff) / 8388608.0f - 1.0f;
-    }
-};
-
-floats random_elements(dice *dice, uint64_t count, float middle, float spread)
-{
-    floats made(count);
-    for (float &value : made) {
-        value = gpu::widen(gpu::narrow<element>(middle + dice->next() * spread));
-    }
-    return made;
-}
-
-void *upload_elements(const floats &values)
-{
-    auto *made = static_cast<element *>(emulation::allocate(values.size() * sizeof(element)));
-    if (made == nullptr) abort();
-    emulation::open_memory();
-    for (size_t i = 0; i < values.size(); i++) made[i] = gpu::narrow<element>(values[i]);
-    emulation::shut_memory();
-    return made;
-}
 
 bool is_near(double got, double want, double bound, uint64_t at)
 {

@@ -17,6 +17,28 @@ static struct gpu_card *open_card(void)
     return card;
 }
 
+// A card with 16 bytes of its memory and a stream.
+struct bench {
+    struct gpu_card *card;       //
+    struct gpu_signals signals;  // of stream
+    struct gpu_stream *stream;   //
+    void *memory;                // of the card
+};
+
+static void open_bench(struct bench *self)
+{
+    *self = (struct bench){.card = open_card()};
+    assert_int_equal(gpu_allocate(self->card, 16, &self->memory, NULL), STATUS_OK);
+    assert_int_equal(gpu_stream_create(&self->stream, self->card, &self->signals, NULL), STATUS_OK);
+}
+
+static void close_bench(struct bench *self)
+{
+    gpu_stream_destroy(&self->stream);
+    gpu_free(self->card, self->memory, 16);
+    gpu_close(&self->card);
+}
+
 static void cards_are_counted_and_old_ones_refused(void **state)
 {
     (void)state;
@@ -183,79 +205,61 @@ static enum status run(struct gpu_stream *stream, void *memory, char *host, stru
 static void a_shortage_within_a_run_is_told_from_a_failure(void **state)
 {
     (void)state;
-    struct gpu_card *card = open_card();
-    assert_string_equal(getenv("CUDA_MODULE_LOADING"), "EAGER");
-    struct gpu_signals signals = {.is_cancelled = 0};
-    struct gpu_stream *stream = NULL;
+    struct bench bench;
     struct error error;
     char host[16] = "abcdefgh";
-    void *memory = NULL;
-    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
-    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    open_bench(&bench);
+    assert_string_equal(getenv("CUDA_MODULE_LOADING"), "EAGER");
     fake.failure = cudaErrorMemoryAllocation;
     for (uint64_t number = 1; number < 20; number++) {
         fake.fail_at = fake.calls + number;
-        assert_int_equal(run(stream, memory, host, &error), STATUS_RESOURCE_EXHAUSTED);
+        assert_int_equal(run(bench.stream, bench.memory, host, &error), STATUS_RESOURCE_EXHAUSTED);
         assert_non_null(strstr(error.message, "has no memory for it"));
         fake.fail_at = 0;
-        assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
+        assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_OK);
     }
     fake.failure = cudaErrorUnknown;
     fake.fail_at = fake.calls + 2;
-    assert_int_equal(run(stream, memory, host, NULL), STATUS_INTERNAL);
-    gpu_stream_destroy(&stream);
-    gpu_free(card, memory, 16);
-    gpu_close(&card);
+    assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_INTERNAL);
+    close_bench(&bench);
 }
 
 static void a_traced_run_has_a_time_for_every_step(void **state)
 {
     (void)state;
-    struct gpu_card *card = open_card();
-    struct gpu_signals signals = {.is_cancelled = 0};
-    struct gpu_stream *stream = NULL;
+    struct bench bench;
     char host[16] = "abcdefgh";
     uint64_t times[21];
-    void *memory = NULL;
-    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
-    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    open_bench(&bench);
     for (int time = 0; time < 4; time++) {
-        assert_int_equal(gpu_stream_trace(stream, time == 1 || time == 2, NULL), STATUS_OK);
-        assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
+        assert_int_equal(gpu_stream_trace(bench.stream, time == 1 || time == 2, NULL), STATUS_OK);
+        assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_OK);
         assert_memory_equal(host + 8, "abef", 4);
-        uint32_t known = gpu_stream_times(stream, times, 20);
+        uint32_t known = gpu_stream_times(bench.stream, times, 20);
         assert_int_equal(known, time == 1 || time == 2 ? 20 : 0);
         for (uint32_t i = 0; i < known; i++) assert_true(times[i] < times[i + 1]);
     }
-    __atomic_store_n(&signals.is_cancelled, 1, __ATOMIC_RELAXED);
-    assert_int_equal(run(stream, memory, host, NULL), STATUS_CANCELLED);
-    gpu_stream_destroy(&stream);
-    gpu_free(card, memory, 16);
-    gpu_close(&card);
+    __atomic_store_n(&bench.signals.is_cancelled, 1, __ATOMIC_RELAXED);
+    assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_CANCELLED);
+    close_bench(&bench);
     assert_int_equal(fake_live_objects(), 0);
 }
 
 static void a_failure_that_stays_means_that_the_device_is_broken(void **state)
 {
     (void)state;
-    struct gpu_card *card = open_card();
-    struct gpu_signals signals = {.is_cancelled = 0};
-    struct gpu_stream *stream = NULL;
+    struct bench bench;
     struct gpu_memory told;
     char host[16] = "";
-    void *memory = NULL;
-    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
-    assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+    open_bench(&bench);
     fake.fail_at = fake.calls + 9;
-    assert_int_equal(run(stream, memory, host, NULL), STATUS_INTERNAL);
-    assert_int_equal(run(stream, memory, host, NULL), STATUS_OK);
+    assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_INTERNAL);
+    assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_OK);
     fake.sticky = cudaErrorIllegalAddress;
-    assert_int_equal(run(stream, memory, host, NULL), STATUS_UNAVAILABLE);
-    assert_int_equal(gpu_read_memory(card, &told, NULL), STATUS_UNAVAILABLE);
-    assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_UNAVAILABLE);
-    gpu_stream_destroy(&stream);
-    gpu_free(card, memory, 16);
-    gpu_close(&card);
+    assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_UNAVAILABLE);
+    assert_int_equal(gpu_read_memory(bench.card, &told, NULL), STATUS_UNAVAILABLE);
+    assert_int_equal(gpu_allocate(bench.card, 16, &bench.memory, NULL), STATUS_UNAVAILABLE);
+    close_bench(&bench);
 }
 
 // Takes four bytes in, doubled by a second copy, and out again, as a graph if it can be had.
@@ -331,28 +335,22 @@ static void a_graph_that_fails_anywhere_leaves_a_stream_that_works(void **state)
     uint32_t without = 0;
     bool is_graph = false;
     for (uint64_t number = 1; number < 100; number++) {
-        struct gpu_card *card = open_card();
-        struct gpu_signals signals = {.is_cancelled = 0};
-        struct gpu_stream *stream = NULL;
+        struct bench bench;
         char host[16] = "wxyz";
-        void *memory = NULL;
-        assert_int_equal(gpu_allocate(card, 16, &memory, NULL), STATUS_OK);
-        assert_int_equal(gpu_stream_create(&stream, card, &signals, NULL), STATUS_OK);
+        open_bench(&bench);
         uint64_t before = fake.calls;
         fake.fail_at = before + 1 + number;  // not the device's, which gpu_stream_reset sets
-        enum status status = run_graph(stream, memory, host, &is_graph);
+        enum status status = run_graph(bench.stream, bench.memory, host, &is_graph);
         bool is_past = fake.calls < fake.fail_at;
         if (is_graph || status == STATUS_OK) {
             assert_int_equal(status == STATUS_OK, memcmp(host + 8, "wxyz", 4) == 0);
         }
         without += !is_graph && status == STATUS_OK;
         fake.fail_at = 0;
-        assert_int_equal(run_graph(stream, memory, host, &is_graph), STATUS_OK);
+        assert_int_equal(run_graph(bench.stream, bench.memory, host, &is_graph), STATUS_OK);
         assert_true(is_graph);
         assert_memory_equal(host + 8, "wxyz", 4);
-        gpu_stream_destroy(&stream);
-        gpu_free(card, memory, 16);
-        gpu_close(&card);
+        close_bench(&bench);
         assert_int_equal(fake.graphs, 0);
         if (is_past) break;
     }

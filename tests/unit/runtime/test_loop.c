@@ -152,12 +152,12 @@ static void tear_down(struct consumer *self)
     zmq_ctx_term(self->zmq);
 }
 
-// Of the processor, by this thread.
-static uint64_t worked_ns(void)
+// What this thread had of the processor.
+static uint64_t thread_cpu_ns(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static void all_messages_arrive_while_the_timer_keeps_its_count(void **state)
@@ -171,9 +171,9 @@ static void all_messages_arrive_while_the_timer_keeps_its_count(void **state)
     consumer.work_us = 3;
     start_producer(&producer, consumer.zmq, "inproc://consumer", MESSAGES);
     uint64_t start_ns = clock_ns(clock_system());
-    uint64_t start_worked_ns = worked_ns();
+    uint64_t start_worked_ns = thread_cpu_ns();
     loop_run(consumer.loop);
-    uint64_t worked_periods = (worked_ns() - start_worked_ns) / 10000000u;
+    uint64_t worked_periods = (thread_cpu_ns() - start_worked_ns) / 10000000u;
     uint64_t periods = (clock_ns(clock_system()) - start_ns) / 10000000u;
     stop_producer(&producer);
 
@@ -693,13 +693,6 @@ static void on_rester(void *arg)
     self->ended_ns = clock_ns(clock_system());
     loop_socket_rest(self->consumer.watch, REST_US);
     loop_socket_touch(self->consumer.watch);  // as a send would: ends no rest
-}
-
-static uint64_t thread_cpu_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static void a_socket_that_rests_is_left_alone_and_forgets_nothing(void **state)
