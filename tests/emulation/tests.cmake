@@ -11,8 +11,11 @@ function(luna_emulation_program name source)
                         RUNTIME_OUTPUT_DIRECTORY tests)
 endfunction()
 
+# The tests of kernels/ that run on any device.
+set(DEVICE_TESTS conformance_attention conformance_convolution conformance_edges conformance_exact
+    conformance_linear lane linears)
 if(TARGET luna_emulated)
-  foreach(name conformance conformance_edges conformance_exact lane linears)
+  foreach(name ${DEVICE_TESTS})
     add_executable(emulated_test_${name} tests/unit/kernels/test_${name}.c)
     target_compile_options(emulated_test_${name} PRIVATE ${LUNA_WARNINGS})
     target_compile_definitions(emulated_test_${name} PRIVATE LUNA_TEST_GPU="emulated")

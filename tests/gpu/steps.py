@@ -93,9 +93,19 @@ def run_cmocka(walk, command, seconds, **environment):
     return f"{good} passed"
 
 
-def conformance(walk):
-    """Convolution, linear, attention and layer norm against float64."""
-    return run_suite(walk, "conformance", 150)
+def conformance_convolution(walk):
+    """Convolution against float64."""
+    return run_suite(walk, "conformance_convolution", 150)
+
+
+def conformance_linear(walk):
+    """Linear and layer norm against float64."""
+    return run_suite(walk, "conformance_linear", 90)
+
+
+def conformance_attention(walk):
+    """Attention against float64."""
+    return run_suite(walk, "conformance_attention", 90)
 
 
 def need_wgmma(walk):
@@ -107,7 +117,7 @@ def need_wgmma(walk):
 def conformance_wgmma(walk):
     """Convolution against float64, by the kernel of warpgroups."""
     need_wgmma(walk)
-    return run_suite(walk, "conformance", 150, LUNA_CUDA_CONVOLUTION="wgmma")
+    return run_suite(walk, "conformance_convolution", 150, LUNA_CUDA_CONVOLUTION="wgmma")
 
 
 def conformance_exact(walk):
@@ -716,12 +726,12 @@ def sanitizer_path():
 
 
 def sanitize_suite(walk):
-    """memcheck over the conformance suite."""
+    """memcheck over what is compared with float64."""
     if not walk.is_card:
         raise Skip("no card: ./dev test has ASan and the race detector")
-    command = [sanitizer_path(), "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "10",
-               walk.programs.path("cuda_test_conformance")]
-    return run_cmocka(walk, command, 120)
+    command = [sanitizer_path(), "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "10"]
+    return ", ".join(run_cmocka(walk, command + [walk.programs.path(f"cuda_test_conformance_{name}")], 120)
+                     for name in ("convolution", "linear", "attention"))
 
 
 def sanitize(walk, tool, **environment):
@@ -767,8 +777,9 @@ def sanitize_unwritten(walk):
 # Measurements stand before faults: what breaks a driver must not cost the numbers.
 STEPS = [
     ("card", find_card), ("models", make_models),
-    ("conformance", conformance), ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
-    ("conformance, wgmma", conformance_wgmma),
+    ("conformance, convolution", conformance_convolution), ("conformance, wgmma", conformance_wgmma),
+    ("conformance, linear", conformance_linear), ("conformance, attention", conformance_attention),
+    ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
     ("lanes", lanes), ("linears", linears),
     ("golden VAE", golden_vae), ("golden CLIP", golden_text), ("CPU reference", reference_of_cpu),
     ("golden, large", golden_large),

@@ -191,6 +191,9 @@ static inline float *rig_store(struct rig *self, struct value value, uint64_t co
     return memory;
 }
 
+// Where an operation finds its residual: nowhere, in memory of its own, in its output's.
+enum residual { RESIDUAL_NONE, RESIDUAL_APART, RESIDUAL_ALIAS };
+
 // Makes a weight of the device in the given type from values, which become what the type can hold.
 static inline struct weight *rig_weight(struct rig *self, struct weight_source source,
                                         float *values, uint64_t count)
