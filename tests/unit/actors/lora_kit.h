@@ -110,6 +110,26 @@ static inline void kit_stop(struct kit *self)
     assert_int_equal(system(command), 0);
 }
 
+// A small store for a test.
+static inline int kit_setup(void **state)
+{
+    const char *const sets[] = {"lora.memory_limit_mb=4", "lora.entries_max=6"};
+    struct kit *self = calloc(1, sizeof *self);
+    assert_non_null(self);
+    kit_start(self, sets, 2);
+    *state = self;
+    return 0;
+}
+
+static inline int kit_teardown(void **state)
+{
+    kit_stop(*state);
+    free(*state);
+    return 0;
+}
+
+#define KIT_TEST(name) cmocka_unit_test_setup_teardown(name, kit_setup, kit_teardown)
+
 // Takes what the monitor would have got.
 static inline void kit_read_events(struct kit *self)
 {
@@ -158,6 +178,8 @@ static inline void kit_receive(struct kit *self, struct kit_answer *out)
 }
 
 // ---- requests
+
+static const struct bytes no_file = {.data = NULL, .size = 0};
 
 static inline luna_Header kit_header(luna_Operation operation)
 {
@@ -474,6 +496,23 @@ static inline void kit_hash(struct bytes file, char out[HASH_HEX_BYTES])
     assert_int_equal(tensor_table_hash(table, NULL, NULL, &hash), STATUS_OK);
     hash_to_hex(&hash, out);
     tensor_table_release(&table);
+}
+
+// An upload of the file that is about to begin.
+static inline luna_LoraPut kit_begin_of(struct bytes file)
+{
+    luna_LoraPut put = {.step = luna_LoraPutStep_PUT_BEGIN, .bytes = file.size};
+    kit_hash(file, put.hash);
+    return put;
+}
+
+// Puts one of the adapters that Python made into the directory.
+static inline void kit_copy_golden(const struct kit *self, const char *name)
+{
+    char command[512];
+    snprintf(command, sizeof command, "cp %s/tests/golden/lora/%s %s/", LUNA_SOURCE_DIR, name,
+             self->loras);
+    assert_int_equal(system(command), 0);
 }
 
 #endif  // TESTS_UNIT_ACTORS_LORA_KIT_H
