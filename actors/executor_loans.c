@@ -9,8 +9,8 @@
 //     client          the channel has ended; at once for one that does not keep its end
 //     workers         the last job that uses it
 //
-// A client that is in no hurry is bounded by USER_LOANS_MAX and USER_BYTES_MAX: the lease manager
-// does not count what was given back, here it counts until it is free.
+// A client that is in no hurry is bounded by loan_limits.h: the lease manager does not count what
+// was given back, here it counts until it is free.
 //
 // Making a loan waits for the device, so a thread of its own does it (loan_lane.h). What is asked
 // of it counts as lent already; if the lease has ended when it comes, it is taken back.
@@ -24,14 +24,10 @@
 
 #include "actors/executor_state.h"
 #include "actors/loan_lane.h"
+#include "actors/loan_limits.h"
 #include "actors/packet.h"
 #include "base/text.h"
 #include "runtime/channel.h"
-
-#define LOANS_MAX 64u  // more than the lease manager asks for
-// Of one user: twice what the lease manager lets it hold, for what it has open still.
-#define USER_LOANS_MAX 16u
-#define USER_BYTES_MAX (UINT64_C(2) << 30)
 
 struct loan {
     struct executor_loans *loans;   // back to them
@@ -46,18 +42,18 @@ struct loan {
 };
 
 struct executor_loans {
-    struct executor *executor;      // whose
-    struct device *device;          // that lends
-    int channel;                    // to the lease manager; -1: not connected
-    struct loop_descriptor *watch;  // of channel
-    struct actor *lane;             // makes loans
-    struct pair lane_pair;          // to it
-    struct loan loans[LOANS_MAX];   // in no order
+    struct executor *executor;          // whose
+    struct device *device;              // that lends
+    int channel;                        // to the lease manager; -1: not connected
+    struct loop_descriptor *watch;      // of channel
+    struct actor *lane;                 // makes loans
+    struct pair lane_pair;              // to it
+    struct loan loans[LOANS_OPEN_MAX];  // in no order
 };
 
 static struct loan *find_loan(struct executor_loans *self, uint32_t pool)
 {
-    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+    for (uint32_t i = 0; i < LOANS_OPEN_MAX; i++) {
         if (self->loans[i].pool == pool) return &self->loans[i];
     }
     return NULL;
@@ -112,7 +108,7 @@ static void disconnect(struct executor_loans *self)
     loop_descriptor_remove(&self->watch);
     if (self->channel >= 0) close(self->channel);
     self->channel = -1;
-    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+    for (uint32_t i = 0; i < LOANS_OPEN_MAX; i++) {
         if (self->loans[i].pool != 0) end_lease(self, &self->loans[i]);
     }
 }
@@ -123,14 +119,16 @@ static enum status check_user(const struct executor_loans *self, const luna_Lend
 {
     uint32_t count = 0;
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+    for (uint32_t i = 0; i < LOANS_OPEN_MAX; i++) {
         const struct loan *loan = &self->loans[i];
         if (loan->pool == 0 || loan->user != asked->user) continue;
         count += 1;
         bytes += loan->memory.bytes;
     }
-    assert(bytes <= USER_BYTES_MAX);
-    if (count < USER_LOANS_MAX && asked->bytes <= USER_BYTES_MAX - bytes) return STATUS_OK;
+    assert(bytes <= LOANS_OPEN_BY_USER_BYTES_MAX);
+    if (count < LOANS_OPEN_BY_USER_MAX && asked->bytes <= LOANS_OPEN_BY_USER_BYTES_MAX - bytes) {
+        return STATUS_OK;
+    }
     return error_set(error, STATUS_RESOURCE_EXHAUSTED,
                      "%u allocations of device %s are open by you, of %lu MB: %lu MB more are too "
                      "much until some are closed",
@@ -337,7 +335,7 @@ void executor_loans_destroy(struct executor_loans **self_p)
         if (made.error.status == STATUS_OK) device_take_back(self->device, &made.memory);
     }
     pair_close(&self->lane_pair);
-    for (uint32_t i = 0; i < LOANS_MAX; i++) {
+    for (uint32_t i = 0; i < LOANS_OPEN_MAX; i++) {
         if (self->loans[i].pool != 0) take_back(self, &self->loans[i]);
     }
     free(self);

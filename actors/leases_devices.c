@@ -189,23 +189,23 @@ static enum status check_quota(struct leases *self, uint32_t uid, uint64_t bytes
         count += 1;
         held_bytes += other->bytes;
     }
-    if (bytes > LEASES_USER_LOANS_BYTES_MAX) {
+    if (bytes > LOANS_HELD_BY_USER_BYTES_MAX) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
                          "a lease of %llu bytes of device memory was asked for, a user may have "
                          "%llu",
                          (unsigned long long)bytes,
-                         (unsigned long long)LEASES_USER_LOANS_BYTES_MAX);
+                         (unsigned long long)LOANS_HELD_BY_USER_BYTES_MAX);
     }
-    if (count >= LEASES_USER_LOANS_MAX || bytes > LEASES_USER_LOANS_BYTES_MAX - held_bytes) {
+    if (count >= LOANS_HELD_BY_USER_MAX || bytes > LOANS_HELD_BY_USER_BYTES_MAX - held_bytes) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED,
                          "%u leases of device memory are yours, of %llu bytes; %u leases and %llu "
                          "bytes may be",
-                         count, (unsigned long long)held_bytes, LEASES_USER_LOANS_MAX,
-                         (unsigned long long)LEASES_USER_LOANS_BYTES_MAX);
+                         count, (unsigned long long)held_bytes, LOANS_HELD_BY_USER_MAX,
+                         (unsigned long long)LOANS_HELD_BY_USER_BYTES_MAX);
     }
     if (room == NULL) {
         return error_set(error, STATUS_RESOURCE_EXHAUSTED, "all %u leases of device memory are out",
-                         LEASES_LOANS_MAX);
+                         LOANS_HELD_MAX);
     }
     *pool = room;
     return STATUS_OK;

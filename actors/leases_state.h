@@ -8,15 +8,13 @@
 
 #include "actors/door.h"
 #include "actors/lease_table.h"
+#include "actors/loan_limits.h"
 #include "messages/letter.h"
 #include "runtime/shared_memory.h"
 
 #define LEASES_SHARED_MAX 16u  // pools of shared memory: one a uid
-#define LEASES_LOANS_MAX 48u   // pools of device memory
-#define LEASES_POOLS_MAX (LEASES_SHARED_MAX + LEASES_LOANS_MAX)
-#define LEASES_DEVICES_MAX 8u                            // as many as a status tells
-#define LEASES_USER_LOANS_MAX 8u                         // device memory of one uid: pools
-#define LEASES_USER_LOANS_BYTES_MAX (UINT64_C(1) << 30)  // and their bytes
+#define LEASES_POOLS_MAX (LEASES_SHARED_MAX + LOANS_HELD_MAX)
+#define LEASES_DEVICES_MAX 8u  // as many as a status tells
 
 enum loan_state {
     LOAN_NONE,   // the pool is shared memory
