@@ -583,7 +583,6 @@ int main(void)
         cmocka_unit_test(a_key_differs_whatever_differs),
         cmocka_unit_test(a_program_with_other_operations_has_no_key),
     };
-    const char *only = getenv("LUNA_TESTS");  // a pattern
-    if (only != NULL) cmocka_set_test_filter(only);
+    choose_tests();
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }

@@ -272,7 +272,6 @@ int main(void)
         cmocka_unit_test(who_makes_the_products_is_said_and_what_is_none_is_refused),
 #endif
     };
-    const char *skipped = getenv("LUNA_SKIP");  // a pattern
-    if (skipped != NULL) cmocka_set_skip_filter(skipped);
+    choose_tests();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
