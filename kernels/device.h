@@ -20,6 +20,7 @@ enum operation_kind {
     OPERATION_PIXELS_STORE,
     OPERATION_LATENT_LOAD,
     OPERATION_LATENT_STORE,
+    OPERATION_WORDS_STORE,
     OPERATION_CLEAR,
     OPERATION_BLEND,
     OPERATION_BLEND_END,
@@ -43,6 +44,7 @@ struct operation {
         struct pixels_store pixels_store;
         struct latent_load latent_load;
         struct latent_store latent_store;
+        struct words_store words_store;
         struct clear clear;
         struct blend blend;
         struct blend_end blend_end;

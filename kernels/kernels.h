@@ -381,13 +381,20 @@ struct window {
     uint32_t y, x, h, w;
 };
 
+// The four loads and stores below may tell that they came upon NaN or infinity: `not_finite` is a
+// u32 of the arena that a clear has set to 0, and one of them, or many, set to 1. A load looks at
+// the elements that it takes, as the slot has them: not outside of its window, not at alpha. A
+// store looks at its input, in front of the clamp, and at what is written: a finite number too
+// large for the output's type is infinite there. One that is clamped is none.
+
 // Pixels 0..1 (u8: value / 255) of one image to activations 2x - 1, in float32 before any rounding.
 struct pixels_load {
     struct value source;  // slot: [full_h, full_w, channels] of dtype
     enum dtype dtype;     // u8, f32, f16, bf16
     uint32_t channels;    // 3 or more; the first three are taken
     struct window window;
-    struct value output;  // [1, h, w, 3]
+    struct value output;      // [1, h, w, 3]
+    struct value not_finite;  // arena: u32, or VALUE_NONE
 };
 
 // clamp((y + 1) / 2, 0, 1) of one whole image to a slot; u8 is rounded to nearest, 255 for 1.
@@ -396,8 +403,9 @@ struct pixels_store {
     bool input_f32;      // an accumulator of blend_end, not an activation
     bool clamp;  // false: y as it is (for comparisons before the clamp); then dtype is not u8
     uint32_t h, w;
-    struct value output;  // slot: [h, w, 3] of dtype
-    enum dtype dtype;     // u8, f32, f16, bf16
+    struct value output;      // slot: [h, w, 3] of dtype
+    enum dtype dtype;         // u8, f32, f16, bf16
+    struct value not_finite;  // arena: u32, or VALUE_NONE
 };
 
 // A window of one latent [channels, full_h, full_w] to activations [1, h, w, channels].
@@ -407,6 +415,7 @@ struct latent_load {
     uint32_t channels;
     struct window window;
     struct value output;
+    struct value not_finite;  // arena: u32, or VALUE_NONE
 };
 
 // The first `channels` of input [h, w, stride] to a slot [channels, h, w].
@@ -414,8 +423,16 @@ struct latent_store {
     struct value input;  // activations, or float32 when input_f32
     bool input_f32;
     uint32_t h, w, channels, stride;
-    struct value output;  // slot, of dtype
-    enum dtype dtype;     // f32, f16, bf16
+    struct value output;      // slot, of dtype
+    enum dtype dtype;         // f32, f16, bf16
+    struct value not_finite;  // arena: u32, or VALUE_NONE
+};
+
+// Copies words, what was found for instance, to a slot.
+struct words_store {
+    struct value input;   // arena: u32 [count]
+    struct value output;  // slot: u32 [count]
+    uint32_t count;
 };
 
 // Sets bytes of the arena to zero.
@@ -459,6 +476,7 @@ void program_pixels_load(struct program *program, const struct pixels_load *op);
 void program_pixels_store(struct program *program, const struct pixels_store *op);
 void program_latent_load(struct program *program, const struct latent_load *op);
 void program_latent_store(struct program *program, const struct latent_store *op);
+void program_words_store(struct program *program, const struct words_store *op);
 void program_clear(struct program *program, const struct clear *op);
 void program_blend(struct program *program, const struct blend *op);
 void program_blend_end(struct program *program, const struct blend_end *op);

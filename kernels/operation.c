@@ -3,6 +3,7 @@
 #include "kernels/operation.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 
 #include "base/checked.h"
@@ -19,6 +20,7 @@ static const char *const names[] = {
     [OPERATION_PIXELS_STORE] = "pixels_store",
     [OPERATION_LATENT_LOAD] = "latent_load",
     [OPERATION_LATENT_STORE] = "latent_store",
+    [OPERATION_WORDS_STORE] = "words_store",
     [OPERATION_CLEAR] = "clear",
     [OPERATION_BLEND] = "blend",
     [OPERATION_BLEND_END] = "blend_end",
@@ -121,4 +123,12 @@ uint64_t operation_cost(const struct operation *op)
     if (op->kind == OPERATION_LINEAR) return linear_cost(&op->linear);
     if (op->kind == OPERATION_ATTENTION) return attention_cost(&op->attention);
     return 0;
+}
+
+float operation_limit(enum dtype dtype)
+{
+    assert(dtype_is_real(dtype));
+    if (dtype == DTYPE_F16) return 65520.0f;
+    if (dtype == DTYPE_BF16) return 0x1.ffp127f;
+    return INFINITY;
 }

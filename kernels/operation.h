@@ -34,4 +34,9 @@ enum status operation_check(const struct program *program, const struct operatio
 // Thread:    any.
 uint64_t operation_cost(const struct operation *op);
 
+// The magnitude from which on a float32 becomes infinite when it is rounded to the type, f32, f16
+// or bf16: half a step above the largest number of the type.
+// Thread:    any.
+float operation_limit(enum dtype dtype);
+
 #endif  // KERNELS_OPERATION_H

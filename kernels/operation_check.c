@@ -120,6 +120,16 @@ static void check_arena(struct check *self, const char *name, const struct value
     }
 }
 
+static void check_words(struct check *self, const char *name, const struct value *value,
+                        uint64_t bytes)
+{
+    check_arena(self, name, value, bytes);
+    if (value->offset % sizeof(uint32_t) != 0) {
+        complain(self, "%s begins at byte %llu, between two words", name,
+                 (unsigned long long)value->offset);
+    }
+}
+
 static void check_slot(struct check *self, const char *name, const struct value *value,
                        uint64_t bytes)
 {
@@ -472,6 +482,15 @@ static uint64_t check_window(struct check *self, const struct window *window)
     return check_rows(self, "window h x w", window->h, window->w, 1);
 }
 
+// The word of a load or a store, apart from what that one reads or writes in the arena.
+static void check_not_finite(struct check *self, const struct value *word,
+                             const struct value *tensor, uint64_t tensor_bytes)
+{
+    if (word->place == VALUE_NONE) return;
+    check_words(self, "not_finite", word, sizeof(uint32_t));
+    check_apart(self, "not_finite and a tensor", word, sizeof(uint32_t), tensor, tensor_bytes);
+}
+
 static void check_pixels_load(struct check *self, const struct pixels_load *op)
 {
     check_real(self, op->dtype, true);
@@ -480,8 +499,9 @@ static void check_pixels_load(struct check *self, const struct pixels_load *op)
     uint64_t full = (uint64_t)op->window.full_h * op->window.full_w;
     check_slot(self, "source", &op->source,
                check_bytes(self, "source", full, op->channels, dtype_bytes(op->dtype)));
-    check_arena(self, "output", &op->output,
-                check_bytes(self, "output", pixels, 3, self->activation_bytes));
+    uint64_t out_bytes = check_bytes(self, "output", pixels, 3, self->activation_bytes);
+    check_arena(self, "output", &op->output, out_bytes);
+    check_not_finite(self, &op->not_finite, &op->output, out_bytes);
 }
 
 static void check_pixels_store(struct check *self, const struct pixels_store *op)
@@ -489,9 +509,11 @@ static void check_pixels_store(struct check *self, const struct pixels_store *op
     check_real(self, op->dtype, op->clamp);
     uint64_t pixels = check_rows(self, "h x w", op->h, op->w, 1);
     uint64_t element = op->input_f32 ? sizeof(float) : self->activation_bytes;
-    check_arena(self, "input", &op->input, check_bytes(self, "input", pixels, 3, element));
+    uint64_t in_bytes = check_bytes(self, "input", pixels, 3, element);
+    check_arena(self, "input", &op->input, in_bytes);
     check_slot(self, "output", &op->output,
                check_bytes(self, "output", pixels, 3, dtype_bytes(op->dtype)));
+    check_not_finite(self, &op->not_finite, &op->input, in_bytes);
 }
 
 static void check_latent_load(struct check *self, const struct latent_load *op)
@@ -501,8 +523,9 @@ static void check_latent_load(struct check *self, const struct latent_load *op)
     uint64_t full = (uint64_t)op->window.full_h * op->window.full_w;
     check_slot(self, "source", &op->source,
                check_bytes(self, "source", full, op->channels, dtype_bytes(op->dtype)));
-    check_arena(self, "output", &op->output,
-                check_bytes(self, "output", pixels, op->channels, self->activation_bytes));
+    uint64_t out_bytes = check_bytes(self, "output", pixels, op->channels, self->activation_bytes);
+    check_arena(self, "output", &op->output, out_bytes);
+    check_not_finite(self, &op->not_finite, &op->output, out_bytes);
 }
 
 static void check_stride(struct check *self, uint32_t channels, uint32_t stride)
@@ -517,9 +540,18 @@ static void check_latent_store(struct check *self, const struct latent_store *op
     check_stride(self, op->channels, op->stride);
     uint64_t pixels = check_rows(self, "h x w", op->h, op->w, 1);
     uint64_t element = op->input_f32 ? sizeof(float) : self->activation_bytes;
-    check_arena(self, "input", &op->input, check_bytes(self, "input", pixels, op->stride, element));
+    uint64_t in_bytes = check_bytes(self, "input", pixels, op->stride, element);
+    check_arena(self, "input", &op->input, in_bytes);
     check_slot(self, "output", &op->output,
                check_bytes(self, "output", pixels, op->channels, dtype_bytes(op->dtype)));
+    check_not_finite(self, &op->not_finite, &op->input, in_bytes);
+}
+
+static void check_words_store(struct check *self, const struct words_store *op)
+{
+    uint64_t bytes = check_bytes(self, "input", op->count, sizeof(uint32_t), 1);
+    check_words(self, "input", &op->input, bytes);
+    check_slot(self, "output", &op->output, bytes);
 }
 
 static void check_clear(struct check *self, const struct clear *op)
@@ -605,6 +637,9 @@ enum status operation_check(const struct program *program, const struct operatio
         break;
     case OPERATION_LATENT_STORE:
         check_latent_store(self, &op->latent_store);
+        break;
+    case OPERATION_WORDS_STORE:
+        check_words_store(self, &op->words_store);
         break;
     case OPERATION_CLEAR:
         check_clear(self, &op->clear);

@@ -264,6 +264,13 @@ void program_latent_store(struct program *program, const struct latent_store *op
                                                   .latent_store = *op});
 }
 
+void program_words_store(struct program *program, const struct words_store *op)
+{
+    assert(op != NULL);
+    check_and_append(program, &(struct operation){.kind = OPERATION_WORDS_STORE,  //
+                                                  .words_store = *op});
+}
+
 void program_clear(struct program *program, const struct clear *op)
 {
     assert(op != NULL);

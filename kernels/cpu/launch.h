@@ -37,6 +37,14 @@ static inline void *cpu_address(const struct cpu_run *run, const struct value *v
     return 0;
 }
 
+// Sets the word of a load or a store that has found what is not finite, see kernels.h. Items do so
+// at once, all to 1.
+static inline void cpu_note(const struct cpu_run *run, const struct value *not_finite, bool found)
+{
+    if (!found || not_finite->place == VALUE_NONE) return;
+    __atomic_store_n((uint32_t *)cpu_address(run, not_finite), 1, __ATOMIC_RELAXED);
+}
+
 // Bytes of arena that the operation's launches share, and those of a convolution's statistics.
 // Thread:    any.
 uint64_t cpu_workspace_bytes(const struct device *device, const struct operation *op);

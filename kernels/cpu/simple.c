@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "kernels/cpu/band.h"
 #include "kernels/cpu/compute.h"
+#include "kernels/operation.h"
 
 // ---------------------------------------------------------------------------------------------
 // Rows of text
@@ -93,6 +94,16 @@ static void run_clear(const struct operation *operation, const struct cpu_run *r
     memset((uint8_t *)cpu_address(run, &op->output) + begin, 0, block_bytes(item, op->bytes));
 }
 
+static void run_words_store(const struct operation *operation, const struct cpu_run *run,
+                            uint32_t item, void *scratch)
+{
+    (void)item;
+    (void)scratch;
+    const struct words_store *op = &operation->words_store;
+    memcpy(cpu_address(run, &op->output), cpu_address(run, &op->input),
+           (uint64_t)op->count * sizeof(uint32_t));
+}
+
 // ---------------------------------------------------------------------------------------------
 // Images
 
@@ -106,6 +117,12 @@ static void load_row(float *out, const uint8_t *in, enum dtype dtype, uint64_t c
     }
 }
 
+// True for NaN and what is at least limit away from 0.
+static bool reaches(float value, float limit)
+{
+    return !(fabsf(value) < limit);
+}
+
 static void run_pixels_load(const struct operation *operation, const struct cpu_run *run,
                             uint32_t item, void *scratch)
 {
@@ -114,6 +131,7 @@ static void run_pixels_load(const struct operation *operation, const struct cpu_
     const uint8_t *source = cpu_address(run, &op->source);
     uint64_t pixel_bytes = (uint64_t)op->channels * dtype_bytes(op->dtype);
     float *row = scratch;
+    bool found = false;
     struct band band = band_of(item, window->h, (uint64_t)window->w * op->channels);
     for (uint32_t y = band.begin; y < band.end; y++) {
         uint64_t pixel = (uint64_t)(window->y + y) * window->full_w + window->x;
@@ -121,19 +139,33 @@ static void run_pixels_load(const struct operation *operation, const struct cpu_
         load_row(row, source + pixel * pixel_bytes, op->dtype, (uint64_t)window->w * op->channels);
         for (uint64_t x = 0; x < window->w; x++) {
             const float *from = row + x * op->channels;
-            for (uint32_t i = 0; i < 3; i++) out[3 * x + i] = from[i] * 2.0f - 1.0f;
+            for (uint32_t i = 0; i < 3; i++) {
+                out[3 * x + i] = from[i] * 2.0f - 1.0f;
+                found |= reaches(from[i], INFINITY);
+            }
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
-// clamp((x + 1) / 2, 0, 1); NaN stays NaN.
-static void clamp_row(float *out, const float *in, uint64_t count)
+// clamp((x + 1) / 2, 0, 1); NaN stays NaN. Returns whether there was one, or an infinity.
+static bool clamp_row(float *out, const float *in, uint64_t count)
 {
+    bool found = false;
     for (uint64_t i = 0; i < count; i++) {
+        found |= reaches(in[i], INFINITY);
         float value = (in[i] + 1.0f) / 2.0f;
         value = value < 0.0f ? 0.0f : value;
         out[i] = value > 1.0f ? 1.0f : value;
     }
+    return found;
+}
+
+static bool row_reaches(const float *row, uint64_t count, float limit)
+{
+    bool found = false;
+    for (uint64_t i = 0; i < count; i++) found |= reaches(row[i], limit);
+    return found;
 }
 
 static void run_pixels_store(const struct operation *operation, const struct cpu_run *run,
@@ -142,12 +174,14 @@ static void run_pixels_store(const struct operation *operation, const struct cpu
     const struct pixels_store *op = &operation->pixels_store;
     uint64_t width = 3ull * op->w;
     float *row = scratch;
+    bool found = false;
     struct band band = band_of(item, op->h, width);
     for (uint32_t y = band.begin; y < band.end; y++) {
         const float *in = (const float *)cpu_address(run, &op->input) + y * width;
         uint8_t *out =
             (uint8_t *)cpu_address(run, &op->output) + y * width * dtype_bytes(op->dtype);
-        if (op->clamp) clamp_row(row, in, width);
+        found |= op->clamp ? clamp_row(row, in, width)
+                           : row_reaches(in, width, operation_limit(op->dtype));
         const float *from = op->clamp ? row : in;
         if (op->dtype != DTYPE_U8) {
             dtype_convert(out, op->dtype, from, DTYPE_F32, width);
@@ -157,6 +191,7 @@ static void run_pixels_store(const struct operation *operation, const struct cpu
             out[i] = isnan(from[i]) ? 0 : (uint8_t)lrintf(from[i] * 255.0f);
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 static void run_latent_load(const struct operation *operation, const struct cpu_run *run,
@@ -166,6 +201,7 @@ static void run_latent_load(const struct operation *operation, const struct cpu_
     const struct window *window = &op->window;
     const uint8_t *source = cpu_address(run, &op->source);
     float *row = scratch;
+    bool found = false;
     struct band band = band_of(item, window->h, (uint64_t)window->w * op->channels);
     for (uint32_t y = band.begin; y < band.end; y++) {
         uint64_t width = (uint64_t)window->w * op->channels;
@@ -174,9 +210,13 @@ static void run_latent_load(const struct operation *operation, const struct cpu_
             uint64_t line = (uint64_t)i * window->full_h + window->y + y;
             uint64_t first = line * window->full_w + window->x;
             load_row(row, source + first * dtype_bytes(op->dtype), op->dtype, window->w);
-            for (uint64_t x = 0; x < window->w; x++) out[x * op->channels + i] = row[x];
+            for (uint64_t x = 0; x < window->w; x++) {
+                out[x * op->channels + i] = row[x];
+                found |= reaches(row[x], INFINITY);
+            }
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 static void run_latent_store(const struct operation *operation, const struct cpu_run *run,
@@ -185,17 +225,23 @@ static void run_latent_store(const struct operation *operation, const struct cpu
     const struct latent_store *op = &operation->latent_store;
     uint8_t *output = cpu_address(run, &op->output);
     float *row = scratch;
+    float limit = operation_limit(op->dtype);
+    bool found = false;
     struct band band = band_of(item, op->h, (uint64_t)op->w * op->stride);
     for (uint32_t y = band.begin; y < band.end; y++) {
         const float *in =
             (const float *)cpu_address(run, &op->input) + (uint64_t)y * op->w * op->stride;
         for (uint32_t i = 0; i < op->channels; i++) {
-            for (uint64_t x = 0; x < op->w; x++) row[x] = in[x * op->stride + i];
+            for (uint64_t x = 0; x < op->w; x++) {
+                row[x] = in[x * op->stride + i];
+                found |= reaches(row[x], limit);
+            }
             uint64_t first = ((uint64_t)i * op->h + y) * op->w;
             dtype_convert(output + first * dtype_bytes(op->dtype), op->dtype, row, DTYPE_F32,
                           op->w);
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -317,6 +363,9 @@ static struct cpu_launch memory_launch(const struct operation *op)
     }
     if (op->kind == OPERATION_CLEAR) {
         return (struct cpu_launch){.items = blocks(op->clear.bytes), .run = run_clear};
+    }
+    if (op->kind == OPERATION_WORDS_STORE) {
+        return (struct cpu_launch){.items = 1, .run = run_words_store};
     }
     if (op->kind == OPERATION_BLEND) {
         uint64_t width = (uint64_t)op->blend.window.w * op->blend.stride;

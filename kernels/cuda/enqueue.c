@@ -2,9 +2,11 @@
 // workspace first, or from it at the end, because kernels see device memory alone.
 
 #include <assert.h>
+#include <math.h>
 
 #include "base/checked.h"
 #include "kernels/cuda/device_gpu.h"
+#include "kernels/operation.h"
 
 void *gpu_address(const struct gpu_run *run, const struct value *value)
 {
@@ -102,15 +104,17 @@ static void enqueue_pixels_load(const struct gpu_run *run, const struct pixels_l
     const uint8_t *source = gpu_host_address(run, &op->source);
     void *staged = gpu_workspace(run, 0);
     gpu_copy_in(run->stream, staged, source + window->y * row, line_of(window->h * row));
-    gpu_launch_load_pixels(run->stream, &(struct gpu_load){.source = staged,
-                                                           .output = gpu_address(run, &op->output),
-                                                           .channels = op->channels,
-                                                           .full_w = window->full_w,
-                                                           .x = window->x,
-                                                           .h = window->h,
-                                                           .w = window->w,
-                                                           .source_type = op->dtype,
-                                                           .storage = run->device->storage});
+    gpu_launch_load_pixels(run->stream,
+                           &(struct gpu_load){.source = staged,
+                                              .output = gpu_address(run, &op->output),
+                                              .channels = op->channels,
+                                              .full_w = window->full_w,
+                                              .x = window->x,
+                                              .h = window->h,
+                                              .w = window->w,
+                                              .source_type = op->dtype,
+                                              .storage = run->device->storage,
+                                              .not_finite = gpu_address(run, &op->not_finite)});
 }
 
 static void enqueue_latent_load(const struct gpu_run *run, const struct latent_load *op)
@@ -124,15 +128,17 @@ static void enqueue_latent_load(const struct gpu_run *run, const struct latent_l
                                    .rows = op->channels,
                                    .to_pitch = window->h * row,
                                    .from_pitch = window->full_h * row});
-    gpu_launch_load_latent(run->stream, &(struct gpu_load){.source = staged,
-                                                           .output = gpu_address(run, &op->output),
-                                                           .channels = op->channels,
-                                                           .full_w = window->full_w,
-                                                           .x = window->x,
-                                                           .h = window->h,
-                                                           .w = window->w,
-                                                           .source_type = op->dtype,
-                                                           .storage = run->device->storage});
+    gpu_launch_load_latent(run->stream,
+                           &(struct gpu_load){.source = staged,
+                                              .output = gpu_address(run, &op->output),
+                                              .channels = op->channels,
+                                              .full_w = window->full_w,
+                                              .x = window->x,
+                                              .h = window->h,
+                                              .w = window->w,
+                                              .source_type = op->dtype,
+                                              .storage = run->device->storage,
+                                              .not_finite = gpu_address(run, &op->not_finite)});
 }
 
 static void enqueue_pixels_store(const struct gpu_run *run, const struct pixels_store *op)
@@ -148,7 +154,9 @@ static void enqueue_pixels_store(const struct gpu_run *run, const struct pixels_
                             .stride = 3,
                             .clamp = op->clamp,
                             .input_type = op->input_f32 ? DTYPE_F32 : run->device->storage,
-                            .output_type = op->dtype});
+                            .output_type = op->dtype,
+                            .limit = op->clamp ? INFINITY : operation_limit(op->dtype),
+                            .not_finite = gpu_address(run, &op->not_finite)});
     gpu_copy_out(run->stream, gpu_host_address(run, &op->output), staged,
                  line_of(3ull * op->h * op->w * dtype_bytes(op->dtype)));
 }
@@ -165,9 +173,17 @@ static void enqueue_latent_store(const struct gpu_run *run, const struct latent_
                             .channels = op->channels,
                             .stride = op->stride,
                             .input_type = op->input_f32 ? DTYPE_F32 : run->device->storage,
-                            .output_type = op->dtype});
+                            .output_type = op->dtype,
+                            .limit = operation_limit(op->dtype),
+                            .not_finite = gpu_address(run, &op->not_finite)});
     gpu_copy_out(run->stream, gpu_host_address(run, &op->output), staged,
                  line_of((uint64_t)op->channels * op->h * op->w * dtype_bytes(op->dtype)));
+}
+
+static void enqueue_words_store(const struct gpu_run *run, const struct words_store *op)
+{
+    gpu_copy_out(run->stream, gpu_host_address(run, &op->output), gpu_address(run, &op->input),
+                 line_of((uint64_t)op->count * sizeof(uint32_t)));
 }
 
 static void enqueue_store(const struct gpu_run *run, const struct store *op)
@@ -322,6 +338,9 @@ void gpu_enqueue_simple(const struct gpu_run *run)
         break;
     case OPERATION_LATENT_STORE:
         enqueue_latent_store(run, &op->latent_store);
+        break;
+    case OPERATION_WORDS_STORE:
+        enqueue_words_store(run, &op->words_store);
         break;
     case OPERATION_CLEAR:
         gpu_zero(run->stream, gpu_address(run, &op->clear.output), op->clear.bytes);

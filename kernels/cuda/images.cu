@@ -10,9 +10,22 @@ namespace
 
 constexpr unsigned THREADS = 256;
 
+// True for NaN and what is at least limit away from 0.
+__device__ bool reaches(float value, float limit)
+{
+    return !(fabsf(value) < limit);
+}
+
+// What a thread tells at its end.
+__device__ void note(uint32_t *not_finite, bool found)
+{
+    if (found && not_finite != nullptr) atomicOr(not_finite, 1u);
+}
+
 template <class T> GPU_KERNEL void load_pixels(const struct gpu_load a)
 {
     uint64_t count = static_cast<uint64_t>(a.h) * a.w * 3;
+    bool found = false;
     for (uint64_t i = gpu::thread_index(); i < count; i += gpu::thread_count()) {
         uint64_t pixel = i / 3;
         uint64_t from = (pixel / a.w * a.full_w + a.x + pixel % a.w) * a.channels + i % 3;
@@ -21,24 +34,30 @@ template <class T> GPU_KERNEL void load_pixels(const struct gpu_load a)
                 ? static_cast<float>(static_cast<const uint8_t *>(a.source)[from]) / 255.0f
                 : gpu::load_element(a.source, from, a.source_type);
         static_cast<T *>(a.output)[i] = gpu::narrow<T>(value * 2.0f - 1.0f);
+        found |= reaches(value, INFINITY);
     }
+    note(a.not_finite, found);
 }
 
 template <class T> GPU_KERNEL void load_latent(const struct gpu_load a)
 {
     uint64_t count = static_cast<uint64_t>(a.h) * a.w * a.channels;
+    bool found = false;
     for (uint64_t i = gpu::thread_index(); i < count; i += gpu::thread_count()) {
         uint64_t pixel = i / a.channels;
         uint64_t line = i % a.channels * a.h + pixel / a.w;
         float value =
             gpu::load_element(a.source, line * a.full_w + a.x + pixel % a.w, a.source_type);
         static_cast<T *>(a.output)[i] = gpu::narrow<T>(value);
+        found |= reaches(value, INFINITY);
     }
+    note(a.not_finite, found);
 }
 
-__device__ float pixel_value(const struct gpu_store &a, uint64_t i)
+__device__ float pixel_value(const struct gpu_store &a, uint64_t i, bool *found)
 {
     float value = gpu::load_element(a.input, i, a.input_type);
+    *found |= reaches(value, a.limit);
     if (!a.clamp) return value;
     value = (value + 1.0f) / 2.0f;
     if (value < 0.0f) value = 0.0f;
@@ -54,9 +73,11 @@ __device__ uint32_t byte_of(float value)
 GPU_KERNEL void store_pixels(const struct gpu_store a)
 {
     uint64_t count = static_cast<uint64_t>(a.h) * a.w * 3;
+    bool found = false;
     for (uint64_t i = gpu::thread_index(); i < count; i += gpu::thread_count()) {
-        gpu::store_element(a.output, i, a.output_type, pixel_value(a, i));
+        gpu::store_element(a.output, i, a.output_type, pixel_value(a, i, &found));
     }
+    note(a.not_finite, found);
 }
 
 // Four bytes a thread, so that no two threads write into the same word.
@@ -64,24 +85,29 @@ GPU_KERNEL void store_bytes(const struct gpu_store a)
 {
     uint64_t count = static_cast<uint64_t>(a.h) * a.w * 3;
     uint64_t words = (count + 3) / 4;
+    bool found = false;
     for (uint64_t i = gpu::thread_index(); i < words; i += gpu::thread_count()) {
         uint32_t word = 0;
         uint64_t left = count - 4 * i;
         for (uint64_t j = 0; j < 4 && j < left; j++) {
-            word |= byte_of(pixel_value(a, 4 * i + j)) << (8 * j);
+            word |= byte_of(pixel_value(a, 4 * i + j, &found)) << (8 * j);
         }
         static_cast<uint32_t *>(a.output)[i] = word;
     }
+    note(a.not_finite, found);
 }
 
 GPU_KERNEL void store_latent(const struct gpu_store a)
 {
     uint64_t pixels = static_cast<uint64_t>(a.h) * a.w;
     uint64_t count = pixels * a.channels;
+    bool found = false;
     for (uint64_t i = gpu::thread_index(); i < count; i += gpu::thread_count()) {
         float value = gpu::load_element(a.input, i % pixels * a.stride + i / pixels, a.input_type);
         gpu::store_element(a.output, i, a.output_type, value);
+        found |= reaches(value, a.limit);
     }
+    note(a.not_finite, found);
 }
 
 template <class T> GPU_KERNEL void widen_elements(const struct gpu_widen a)

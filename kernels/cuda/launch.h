@@ -68,6 +68,7 @@ struct gpu_load {
     uint32_t h, w;           // of the output
     enum dtype source_type;  // f32, f16, bf16; pixels: u8 too
     enum dtype storage;
+    uint32_t *not_finite;  // set to 1 when an element that is taken is NaN or infinite; or NULL
 };
 // Pixels 0..1 (u8 / 255) to 2x - 1.
 void gpu_launch_load_pixels(struct gpu_stream *stream, const struct gpu_load *arguments);
@@ -82,6 +83,8 @@ struct gpu_store {
     bool clamp;         // pixels: (y + 1) / 2 within 0..1
     enum dtype input_type;
     enum dtype output_type;  // f32, f16, bf16; pixels: u8 too
+    float limit;             // from this magnitude on, an input or what becomes of it is infinite
+    uint32_t *not_finite;    // set to 1 when an input is, or is NaN; or NULL
 };
 // Activations or accumulators to what a slot takes. The output of u8 pixels has room for whole
 // words of four.

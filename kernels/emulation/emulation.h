@@ -245,6 +245,13 @@ template <class T> T atomic_add(T *at, T value)
     return before;
 }
 
+inline uint32_t atomic_or(uint32_t *at, uint32_t value)
+{
+    uint32_t before = __atomic_load_n(at, __ATOMIC_RELAXED);
+    __atomic_store_n(at, before | value, __ATOMIC_RELAXED);
+    return before;
+}
+
 }  // namespace emulation
 
 // ---------------------------------------------------------------------------------------------
@@ -300,6 +307,11 @@ inline uint32_t __ballot_sync(uint32_t mask, bool predicate, EMULATION_SITE)
 template <class T> T atomicAdd(T *at, T value)
 {
     return emulation::atomic_add(at, value);
+}
+
+inline uint32_t atomicOr(uint32_t *at, uint32_t value)
+{
+    return emulation::atomic_or(at, value);
 }
 
 #endif  // KERNELS_EMULATION_EMULATION_H

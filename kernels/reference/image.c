@@ -60,13 +60,16 @@ static void run_pixels_load(const struct operation *operation, const struct cpu_
     const struct window *window = &op->window;
     const void *source = cpu_address(run, &op->source);
     float *output = cpu_address(run, &op->output);
+    bool found = false;
     for (uint32_t x = 0; x < window->w; x++) {
         uint64_t pixel = (uint64_t)(window->y + item) * window->full_w + window->x + x;
         for (uint32_t i = 0; i < 3; i++) {
             float value = load(source, pixel * op->channels + i, op->dtype);
             output[((uint64_t)item * window->w + x) * 3 + i] = value * 2.0f - 1.0f;
+            found |= !isfinite(value);
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 static void run_pixels_store(const struct operation *operation, const struct cpu_run *run,
@@ -76,6 +79,7 @@ static void run_pixels_store(const struct operation *operation, const struct cpu
     const struct pixels_store *op = &operation->pixels_store;
     const float *input = cpu_address(run, &op->input);
     void *output = cpu_address(run, &op->output);
+    bool found = false;
     for (uint64_t i = 0; i < 3ull * op->w; i++) {
         uint64_t at = 3ull * item * op->w + i;
         float value = input[at];
@@ -85,7 +89,9 @@ static void run_pixels_store(const struct operation *operation, const struct cpu
             if (value > 1.0f) value = 1.0f;
         }
         store(output, at, op->dtype, value);
+        found |= !isfinite(input[at]) || !isfinite(load(output, at, op->dtype));
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 static void run_latent_load(const struct operation *operation, const struct cpu_run *run,
@@ -96,13 +102,16 @@ static void run_latent_load(const struct operation *operation, const struct cpu_
     const struct window *window = &op->window;
     const void *source = cpu_address(run, &op->source);
     float *output = cpu_address(run, &op->output);
+    bool found = false;
     for (uint32_t x = 0; x < window->w; x++) {
         for (uint32_t i = 0; i < op->channels; i++) {
             uint64_t line = (uint64_t)i * window->full_h + window->y + item;
             float value = load(source, line * window->full_w + window->x + x, op->dtype);
             output[((uint64_t)item * window->w + x) * op->channels + i] = value;
+            found |= !isfinite(value);
         }
     }
+    cpu_note(run, &op->not_finite, found);
 }
 
 static void run_latent_store(const struct operation *operation, const struct cpu_run *run,
@@ -112,12 +121,26 @@ static void run_latent_store(const struct operation *operation, const struct cpu
     const struct latent_store *op = &operation->latent_store;
     const float *input = cpu_address(run, &op->input);
     void *output = cpu_address(run, &op->output);
+    bool found = false;
     for (uint32_t x = 0; x < op->w; x++) {
         for (uint32_t i = 0; i < op->channels; i++) {
             float value = input[((uint64_t)item * op->w + x) * op->stride + i];
-            store(output, ((uint64_t)i * op->h + item) * op->w + x, op->dtype, value);
+            uint64_t at = ((uint64_t)i * op->h + item) * op->w + x;
+            store(output, at, op->dtype, value);
+            found |= !isfinite(value) || !isfinite(load(output, at, op->dtype));
         }
     }
+    cpu_note(run, &op->not_finite, found);
+}
+
+static void run_words_store(const struct operation *operation, const struct cpu_run *run,
+                            uint32_t item, void *scratch)
+{
+    (void)item;
+    (void)scratch;
+    const struct words_store *op = &operation->words_store;
+    memcpy(cpu_address(run, &op->output), cpu_address(run, &op->input),
+           (uint64_t)op->count * sizeof(uint32_t));
 }
 
 // Multiplies the feather of one axis onto a mask, as ComfyUI's loop over t does.
@@ -199,6 +222,10 @@ uint32_t reference_image_launches(const struct operation *op,
     case OPERATION_LATENT_STORE:
         launch.items = op->latent_store.h;
         launch.run = run_latent_store;
+        break;
+    case OPERATION_WORDS_STORE:
+        launch.items = 1;
+        launch.run = run_words_store;
         break;
     case OPERATION_BLEND:
         launch.items = op->blend.window.h;

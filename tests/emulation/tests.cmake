@@ -13,7 +13,7 @@ endfunction()
 
 # The tests of kernels/ that run on any device.
 set(DEVICE_TESTS conformance_attention conformance_convolution conformance_edges conformance_exact
-    conformance_linear lane linears)
+    conformance_finite conformance_linear lane linears)
 if(TARGET luna_emulated)
   foreach(name ${DEVICE_TESTS})
     add_executable(emulated_test_${name} tests/unit/kernels/test_${name}.c)

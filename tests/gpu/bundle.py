@@ -23,7 +23,7 @@ LIMIT = 40 << 20
 PROGRAMS = ["luna", "gpu_model", "gpu_run", "gpu_oom_test", "gpu_peak"] + [
     f"{kind}_test_{name}" for kind in ("cuda", "emulated")
     for name in ("conformance_attention", "conformance_convolution", "conformance_edges", "conformance_exact",
-                 "conformance_linear", "lane", "linears")]
+                 "conformance_finite", "conformance_linear", "lane", "linears")]
 LIBRARIES = ["libluna_cuda.so", "libluna_emulated.so", "gpu_oom.so", "fake_driver.so"]
 CARDS = {"80", "86", "89", "90a", "120"}
 # The C library and its loader come with every system, and have to fit each other.

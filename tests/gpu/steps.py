@@ -130,6 +130,11 @@ def conformance_edges(walk):
     return run_suite(walk, "conformance_edges", 60)
 
 
+def conformance_finite(walk):
+    """NaN and infinity are found where images come and go."""
+    return run_suite(walk, "conformance_finite", 60)
+
+
 def lanes(walk):
     """Arenas, marks, cancel."""
     return run_suite(walk, "lane", 90)
@@ -780,7 +785,7 @@ STEPS = [
     ("conformance, convolution", conformance_convolution), ("conformance, wgmma", conformance_wgmma),
     ("conformance, linear", conformance_linear), ("conformance, attention", conformance_attention),
     ("conformance, exact", conformance_exact), ("conformance, edges", conformance_edges),
-    ("lanes", lanes), ("linears", linears),
+    ("conformance, finite", conformance_finite), ("lanes", lanes), ("linears", linears),
     ("golden VAE", golden_vae), ("golden CLIP", golden_text), ("CPU reference", reference_of_cpu),
     ("golden, large", golden_large),
     ("roofline", roofline), ("PyTorch", torch_side), ("bf16 beside PyTorch", beside_torch),

@@ -158,6 +158,7 @@ struct bench {
     struct pixels_store pixels_store;
     struct latent_load latent_load;
     struct latent_store latent_store;
+    struct words_store words_store;
     struct clear clear;
     struct blend blend;
     struct blend_end blend_end;
@@ -239,10 +240,16 @@ static void fill_images(struct bench *self)
         .shortcut_c = 4,
         .shortcut_weight = &self->taps1,
         .statistics = self->f32};
-    self->pixels_load = (struct pixels_load){self->slot, DTYPE_U8, 4, window, self->a};
-    self->pixels_store = (struct pixels_store){self->a, false, true, 6, 6, self->slot, DTYPE_U8};
-    self->latent_load = (struct latent_load){self->slot, DTYPE_BF16, 4, window, self->a};
-    self->latent_store = (struct latent_store){self->a, false, 6, 6, 4, 8, self->slot, DTYPE_F16};
+    struct value word = self->f32;
+    word.offset += 8;
+    word.bytes = 4;
+    self->pixels_load = (struct pixels_load){self->slot, DTYPE_U8, 4, window, self->a, word};
+    self->pixels_store =
+        (struct pixels_store){self->a, false, true, 6, 6, self->slot, DTYPE_U8, word};
+    self->latent_load = (struct latent_load){self->slot, DTYPE_BF16, 4, window, self->a, word};
+    self->latent_store =
+        (struct latent_store){self->a, false, 6, 6, 4, 8, self->slot, DTYPE_F16, word};
+    self->words_store = (struct words_store){self->f32, self->slot, 5};
     self->clear = (struct clear){self->a, 100};
     self->blend = (struct blend){self->a, 3, 4, self->b, self->f32, window, 2};
     self->blend_end = (struct blend_end){self->b, self->f32, self->b, 8, 9, 3, 0, 1};
@@ -301,6 +308,9 @@ static void append_kind(struct bench *self, enum operation_kind kind)
         break;
     case OPERATION_LATENT_STORE:
         program_latent_store(self->program, &self->latent_store);
+        break;
+    case OPERATION_WORDS_STORE:
+        program_words_store(self->program, &self->words_store);
         break;
     case OPERATION_CLEAR:
         program_clear(self->program, &self->clear);
@@ -507,6 +517,15 @@ static void image_operations_that_do_not_fit_are_refused(void **state)
     REFUSES(OPERATION_LATENT_LOAD, "dtype is U8", bench.latent_load.dtype = DTYPE_U8);
     REFUSES(OPERATION_LATENT_LOAD, "source", bench.latent_load.channels = 0);
     REFUSES(OPERATION_LATENT_STORE, "stride is 3", bench.latent_store.stride = 3);
+    REFUSES(OPERATION_PIXELS_LOAD, "not_finite must be", bench.pixels_load.not_finite = bench.slot);
+    REFUSES(OPERATION_PIXELS_STORE, "overlap", bench.pixels_store.not_finite = bench.a);
+    REFUSES(OPERATION_LATENT_LOAD, "not_finite has 3 bytes",
+            bench.latent_load.not_finite.bytes = 3);
+    REFUSES(OPERATION_LATENT_STORE, "between two words", bench.latent_store.not_finite.offset += 2);
+    REFUSES(OPERATION_WORDS_STORE, "input has 384", bench.words_store.count = 97);
+    REFUSES(OPERATION_WORDS_STORE, "between two words", bench.words_store.input.bytes = 32;
+            bench.words_store.input.offset += 2);
+    REFUSES(OPERATION_WORDS_STORE, "input: 0", bench.words_store.count = 0);
     REFUSES(OPERATION_CLEAR, "output has 640", bench.clear.bytes = 641);
     REFUSES(OPERATION_CLEAR, "bytes is 0", bench.clear.bytes = 0);
     REFUSES(OPERATION_BLEND, "tile and sum overlap", bench.blend.sum = bench.b;
