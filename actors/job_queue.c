@@ -209,6 +209,19 @@ uint32_t job_queue_depth(const struct job_queue *self, uint32_t service)
     return self->services[service]->depth;
 }
 
+uint32_t job_queue_depth_at(const struct job_queue *self, uint32_t service, uint32_t place)
+{
+    assert(self != NULL);
+    assert(service < JOB_SERVICES_MAX);
+    assert(place < JOB_PLACES_MAX);
+    uint32_t depth = 0;
+    for (const struct job_entry *entry = self->services[service]->first; entry != NULL;
+         entry = entry->next) {
+        depth += entry->place == place;
+    }
+    return depth;
+}
+
 uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow)
 {
     assert(self != NULL);

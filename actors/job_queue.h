@@ -84,6 +84,9 @@ bool job_queue_overtakes(const struct job_queue *self, const struct job_entry *w
 uint32_t job_queue_depth(const struct job_queue *self, uint32_t service);
 uint64_t job_queue_oldest_ns(const struct job_queue *self, uint32_t service);
 
+// How many of these have that place.
+uint32_t job_queue_depth_at(const struct job_queue *self, uint32_t service, uint32_t place);
+
 // How many of a flow wait, for whatever service, and their bytes.
 uint32_t job_queue_flow_depth(const struct job_queue *self, uint32_t flow);
 uint64_t job_queue_flow_bytes(const struct job_queue *self, uint32_t flow);

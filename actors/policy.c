@@ -233,12 +233,19 @@ void policy_tell_demand(struct policy *self, enum policy_group group, const char
 {
     assert(self != NULL);
     assert(group < POLICY_GROUP_COUNT);
+    assert(demand->devices_count <= POLICY_DEVICES_MAX);
     uint32_t index = find_model(self, model);
     if (index == POLICY_MODELS_MAX) return;
     struct policy_demand_state *state = &self->models[index].demand[group];
     state->told = *demand;
     state->told_ms = now_ms;
     if (demand->depth == 0) state->starving = false;
+    for (uint32_t i = 0; i < demand->devices_count; i++) {
+        uint32_t device = find_device(self, demand->devices[i].name);
+        if (device == UINT32_MAX) continue;
+        policy_hear_wish(self, (struct policy_key){index, group}, device, &demand->devices[i],
+                         now_ms);
+    }
     policy_observe(self, (struct policy_key){index, group}, now_ms);
 }
 
@@ -333,7 +340,9 @@ void policy_tell_worker_down(struct policy *self, const struct policy_worker *wo
     // well.
     if (lane != NULL && (was_up || code != STATUS_OK)) lane->used = false;
     if (code != STATUS_OK) {
-        note_failure(&self->models[key.model].demand[key.group], code, reason, now_ms);
+        struct policy_demand_state *demand = &self->models[key.model].demand[key.group];
+        note_failure(demand, code, reason, now_ms);
+        demand->wishes[device].last_ms = 0;
     }
     free_model_if_unused(self, key.model);
 }

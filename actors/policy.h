@@ -10,6 +10,11 @@
 //   - the queue is queue_threshold long, or its oldest job is scale_up_delay old, and either has
 //   lasted for
 //     scale_up_delay: spawn one more, up to max; another device first, then a second lane.
+//   - a device where the tensors of jobs lie comes before another device. While jobs come for it,
+//   no further apart than idle_timeout, and have for scale_up_delay, one worker is spawned there
+//   ("device_wanted_s"), up to max, beside those elsewhere, which serve such jobs by the host only.
+//   No worker has to go for this, and a start that failed ends the wish. The last worker there
+//   stays while the wish lasts; another one that is spare retires in its place.
 //   - each only where the device's free memory covers plan + margin. plan is the model's weights
 //   where they are not
 //     loaded, and the largest arena that a waiting job needs. Weights of models that nobody uses
@@ -63,6 +68,13 @@ struct policy_settings {
     uint64_t memory_limit_bytes;  // of one device that this daemon may use; 0: all
 };
 
+// Of a service's jobs, those whose tensors lie on one device.
+struct policy_device_demand {
+    char name[POLICY_DEVICE_BYTES];  // of the device
+    uint64_t jobs_total;             // that came since the start
+    uint32_t depth;                  // waiting jobs
+};
+
 // What the router tells about one service.
 struct policy_demand {
     uint32_t depth;           // waiting jobs
@@ -70,6 +82,8 @@ struct policy_demand {
     uint32_t running;         // jobs that workers hold
     uint64_t needs_bytes;     // the largest arena that a waiting job needs
     uint64_t requests_total;  // since the start
+    uint32_t devices_count;   // entries of devices
+    struct policy_device_demand devices[POLICY_DEVICES_MAX];  // that jobs came for
 };
 
 // What an executor tells about its device.

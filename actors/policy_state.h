@@ -1,4 +1,5 @@
-// policy_state.h - what policy.c keeps and policy_step.c decides over; nobody else includes it.
+// policy_state.h - what policy.c keeps, policy_place.c weighs and policy_step.c decides over;
+// nobody else includes it.
 
 #ifndef ACTORS_POLICY_STATE_H
 #define ACTORS_POLICY_STATE_H
@@ -19,6 +20,15 @@ struct policy_lane {
     uint64_t plan_bytes;      // memory that the spawn under way will take
 };
 
+// A service is wanted on a device, because tensors of its jobs lie there. Jobs that come no further
+// apart than the idle timeout are one wish.
+struct policy_wish {
+    uint64_t jobs_total;  // as told last
+    uint32_t depth;       // likewise: jobs that wait
+    uint64_t since_ms;    // when its first job came
+    uint64_t last_ms;     // when its last job came; 0: there is none
+};
+
 struct policy_demand_state {
     struct policy_demand told;              // by the router
     uint64_t told_ms;                       // when
@@ -34,6 +44,8 @@ struct policy_demand_state {
     const char *refused_signal;             // of the last refusal told; NULL: none
     uint64_t refused_plan_bytes;            // of it
     uint64_t refused_ms;                    // when
+    // By device, those of clients whose tensors lie there.
+    struct policy_wish wishes[POLICY_DEVICES_MAX];
 };
 
 struct policy_model_state {
@@ -84,6 +96,40 @@ bool policy_loaded(const struct policy *self, uint32_t model, uint32_t device);
 
 // What the service's weights take on the device, as far as is known.
 uint64_t policy_weights_bytes(const struct policy *self, struct policy_key key, uint32_t device);
+
+// A device and what speaks for or against it.
+struct policy_place {
+    uint32_t device;       // index; UINT32_MAX: none
+    uint32_t lanes;        // of the service there
+    bool serves_wishes;    // of those whose tensors lie there
+    uint64_t free_bytes;   // there would be, without what idle models hold
+    uint64_t plan_bytes;   // that the worker would take
+    uint64_t guess_bytes;  // of plan_bytes: weights as in their file; here they may take half
+};
+
+// The best place for one more worker of the service; device UINT32_MAX when no device lives.
+struct policy_place policy_find_place(const struct policy *self, struct policy_key key,
+                                      uint64_t now_ms);
+// The best without a worker of the service, of those that a wish has lasted for; device UINT32_MAX
+// when there is none.
+struct policy_place policy_find_wished(const struct policy *self, struct policy_key key,
+                                       uint64_t now_ms);
+
+// True when what is planned leaves the margin free there; when half of what is guessed would: then
+// its executor knows.
+bool policy_fits(const struct policy *self, struct policy_place place);
+bool policy_may_fit(const struct policy *self, struct policy_place place);
+
+// What stays free on a device; UINT32_MAX: on any.
+uint64_t policy_margin_bytes(const struct policy *self, uint32_t device);
+
+// What the router told of jobs whose tensors lie on the device.
+void policy_hear_wish(struct policy *self, struct policy_key key, uint32_t device,
+                      const struct policy_device_demand *told, uint64_t now_ms);
+// True while there is such a wish; how long it lasted when its last job came.
+bool policy_is_wished(const struct policy *self, struct policy_key key, uint32_t device,
+                      uint64_t now_ms);
+uint64_t policy_wish_ms(const struct policy *self, struct policy_key key, uint32_t device);
 
 // Brings the marks of time up to date with the service's load.
 void policy_observe(struct policy *self, struct policy_key key, uint64_t now_ms);

@@ -1,4 +1,5 @@
-// policy_step.c - the decisions of the policy; policy.h holds the rules, policy.c the tables.
+// policy_step.c - the decisions of the policy; policy.h holds the rules, policy.c the tables,
+// policy_place.c weighs devices.
 //
 // One step looks at each service once, beginning with the one whose turn it is, services without a
 // worker before those that want one more. It first asks whether one worker is too many, then
@@ -21,30 +22,9 @@ struct want {
     double threshold;
 };
 
-// A device and the memory that speaks for or against it.
-struct place {
-    uint32_t device;  // index; UINT32_MAX: none
-    uint32_t lanes;   // of the service there
-    uint64_t free_bytes;
-    uint64_t plan_bytes;
-    uint64_t guess_bytes;  // of plan_bytes: weights as in their file; here they may take half
-};
-
-static uint64_t minus(uint64_t a, uint64_t b)
-{
-    return a > b ? a - b : 0;
-}
-
 static struct policy_demand_state *demand_of(struct policy *self, struct policy_key key)
 {
     return &self->models[key.model].demand[key.group];
-}
-
-// What stays free on a device.
-static uint64_t margin_of(const struct policy *self, uint32_t device)
-{
-    if (self->settings.margin_bytes != POLICY_MARGIN_AUTO) return self->settings.margin_bytes;
-    return device == UINT32_MAX ? 0 : self->devices[device].told.margin_bytes;
 }
 
 // A decision about a service with everything that its kind does not set left empty.
@@ -56,117 +36,20 @@ static struct policy_decision decide(const struct policy *self, struct policy_ke
                                        .signal = want.signal,
                                        .value = want.value,
                                        .threshold = want.threshold,
-                                       .margin_bytes = margin_of(self, UINT32_MAX),
+                                       .margin_bytes = policy_margin_bytes(self, UINT32_MAX),
                                        .workers = policy_count(self, key, UINT32_MAX).live};
     memcpy(decision.model, self->models[key.model].told.name, sizeof decision.model);
     return decision;
 }
 
 static void set_place(struct policy_decision *decision, const struct policy *self,
-                      struct place place)
+                      struct policy_place place)
 {
     decision->free_bytes = place.free_bytes;
     decision->plan_bytes = place.plan_bytes;
     if (place.device == UINT32_MAX) return;
-    decision->margin_bytes = margin_of(self, place.device);
+    decision->margin_bytes = policy_margin_bytes(self, place.device);
     memcpy(decision->device, self->devices[place.device].told.name, sizeof decision->device);
-}
-
-// ---- memory
-
-static bool has_lane_on(const struct policy *self, uint32_t model, uint32_t device)
-{
-    for (uint32_t i = 0; i < POLICY_WORKERS_MAX; i++) {
-        const struct policy_lane *lane = &self->lanes[i];
-        if (lane->used && lane->model == model && lane->device == device) return true;
-    }
-    return false;
-}
-
-// Weights on the device that nobody uses, other than the model's own.
-static uint64_t idle_weights_bytes(const struct policy *self, uint32_t device, uint32_t except)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < POLICY_MODELS_MAX; i++) {
-        const struct policy_model_state *model = &self->models[i];
-        if (!model->used || !model->known || i == except) continue;
-        if (!policy_loaded(self, i, device) || has_lane_on(self, i, device)) continue;
-        for (int g = 0; g < POLICY_GROUP_COUNT; g++) {
-            bytes +=
-                policy_weights_bytes(self, (struct policy_key){i, (enum policy_group)g}, device);
-        }
-    }
-    return bytes;
-}
-
-static uint64_t pending_bytes(const struct policy *self, uint32_t device)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < POLICY_WORKERS_MAX; i++) {
-        const struct policy_lane *lane = &self->lanes[i];
-        if (lane->used && lane->worker == 0 && lane->device == device) bytes += lane->plan_bytes;
-    }
-    return bytes;
-}
-
-static struct place look_at(const struct policy *self, struct policy_key key, uint32_t device)
-{
-    const struct policy_device *told = &self->devices[device].told;
-    const struct policy_model_state *model = &self->models[key.model];
-    struct policy_lanes lanes = policy_count(self, key, device);
-    struct place place = {.device = device, .lanes = lanes.up + lanes.pending};
-
-    uint64_t limit_bytes = self->settings.memory_limit_bytes;
-    place.free_bytes = told->memory_free_bytes;
-    if (limit_bytes > 0 && minus(limit_bytes, told->used_bytes) < place.free_bytes) {
-        place.free_bytes = minus(limit_bytes, told->used_bytes);
-    }
-    // Weights are in used_bytes, so what idle models hold is never more than that.
-    uint64_t idle_bytes = idle_weights_bytes(self, device, key.model);
-    place.free_bytes += idle_bytes < told->used_bytes ? idle_bytes : told->used_bytes;
-    place.free_bytes = minus(place.free_bytes, pending_bytes(self, device));
-
-    bool loaded = place.lanes > 0 || policy_loaded(self, key.model, device);
-    place.plan_bytes = loaded ? 0 : policy_weights_bytes(self, key, device);
-    if (model->exact_bytes[device][key.group] == 0) place.guess_bytes = place.plan_bytes;
-    place.plan_bytes += model->demand[key.group].told.needs_bytes;
-    return place;
-}
-
-static bool fits(const struct policy *self, struct place place)
-{
-    return place.free_bytes >= place.plan_bytes &&
-           place.free_bytes - place.plan_bytes >= margin_of(self, place.device);
-}
-
-// Even if not, half of what is guessed would: its executor knows.
-static bool may_fit(const struct policy *self, struct place place)
-{
-    place.plan_bytes -= place.guess_bytes / 2;
-    return fits(self, place);
-}
-
-// True when a is the better place: one that fits, or may, then with fewer lanes, then with more
-// memory.
-static bool is_better(const struct policy *self, struct place a, struct place b)
-{
-    if (b.device == UINT32_MAX) return true;
-    if (fits(self, a) != fits(self, b)) return fits(self, a);
-    if (may_fit(self, a) != may_fit(self, b)) return may_fit(self, a);
-    if (a.lanes != b.lanes) return a.lanes < b.lanes;
-    return minus(a.free_bytes, a.plan_bytes) > minus(b.free_bytes, b.plan_bytes);
-}
-
-// The best place for one more worker of the service; device UINT32_MAX when no device lives.
-static struct place find_place(const struct policy *self, struct policy_key key)
-{
-    struct place best = {.device = UINT32_MAX};
-    for (uint32_t i = 0; i < self->devices_count; i++) {
-        if (!self->devices[i].alive || self->devices[i].told.refuses[key.group]) continue;
-        struct place place = look_at(self, key, i);
-        if (is_better(self, place, best)) best = place;
-    }
-    return best;
 }
 
 // ---- one worker too many
@@ -211,7 +94,23 @@ static uint64_t spare_ms(const struct policy_demand_state *demand, const struct 
     uint32_t load = workers < POLICY_LOAD_MAX ? workers : POLICY_LOAD_MAX;
     uint64_t busy_ms = demand->load_ms[load];
     uint64_t since_ms = busy_ms > lane->since_ms ? busy_ms : lane->since_ms;
-    return minus(now_ms, since_ms);
+    return now_ms > since_ms ? now_ms - since_ms : 0;
+}
+
+// The youngest whose device keeps another, or is not where the tensors of jobs lie; NULL when there
+// is none.
+static struct policy_lane *spare_lane(struct policy *self, struct policy_key key, uint64_t now_ms)
+{
+    struct policy_lane *spare = NULL;
+    for (uint32_t i = 0; i < self->devices_count; i++) {
+        struct policy_lane *lane = youngest_lane(self, key, i);
+        if (lane == NULL) continue;
+        if (policy_is_wished(self, key, i, now_ms) && policy_count(self, key, i).live == 1) {
+            continue;
+        }
+        if (spare == NULL || lane->since_ms >= spare->since_ms) spare = lane;
+    }
+    return spare;
 }
 
 static bool retire_one(struct policy *self, struct policy_key key, uint64_t now_ms,
@@ -233,8 +132,9 @@ static bool retire_one(struct policy *self, struct policy_key key, uint64_t now_
     } else if (live > limits->workers_min && spare >= self->settings.idle_timeout_ms) {
         want = (struct want){"idle_s", (double)spare / 1000.0,
                              (double)self->settings.idle_timeout_ms / 1000.0};
+        lane = spare_lane(self, key, now_ms);
     }
-    if (want.signal == NULL) return false;
+    if (want.signal == NULL || lane == NULL) return false;
 
     *out = retire(self, key, lane, want);
     snprintf(out->message, sizeof out->message, "worker %llu of %s \"%s\" retires",
@@ -357,20 +257,20 @@ static struct policy_lane *find_victim(struct policy *self, struct policy_key wa
 
 // Memory lacks at the best place: lets an idle worker of another service go there. False when there
 // is none, or when even all of this daemon's memory there would not do.
-static bool make_room(struct policy *self, struct policy_key key, struct place place,
+static bool make_room(struct policy *self, struct policy_key key, struct policy_place place,
                       uint64_t now_ms, struct policy_decision *out)
 {
     const struct policy_device *told = &self->devices[place.device].told;
-    struct place emptied = place;
+    struct policy_place emptied = place;
     emptied.free_bytes += told->used_bytes;
-    if (!may_fit(self, emptied)) return false;
+    if (!policy_may_fit(self, emptied)) return false;
     bool is_first = policy_count(self, key, UINT32_MAX).live == 0;
     uint64_t idle_ms = is_first ? 0 : self->settings.scale_up_delay_ms;
     struct policy_lane *victim = find_victim(self, key, place.device, idle_ms, now_ms);
     if (victim == NULL) return false;
 
     struct want want = {"memory_free_bytes", (double)place.free_bytes,
-                        (double)(place.plan_bytes + margin_of(self, place.device))};
+                        (double)(place.plan_bytes + policy_margin_bytes(self, place.device))};
     struct policy_key victim_key = {victim->model, victim->group};
     *out = retire(self, victim_key, victim, want);
     set_place(out, self, place);
@@ -390,16 +290,16 @@ static bool is_news(const struct policy_demand_state *demand, const struct polic
 }
 
 // Says why no worker comes: as an event now and then, and to those who wait once they starve.
-static bool refuse(struct policy *self, struct policy_key key, struct place place, uint64_t now_ms,
-                   struct policy_decision *out)
+static bool refuse(struct policy *self, struct policy_key key, struct policy_place place,
+                   uint64_t now_ms, struct policy_decision *out)
 {
     struct policy_demand_state *demand = demand_of(self, key);
     struct want want = {"memory_free_bytes", (double)place.free_bytes,
-                        (double)(place.plan_bytes + margin_of(self, place.device))};
+                        (double)(place.plan_bytes + policy_margin_bytes(self, place.device))};
     struct policy_decision refusal = decide(self, key, POLICY_REFUSE, want);
     set_place(&refusal, self, place);
     // Where memory seemed to do and did not, the executor's own words are in demand->message.
-    bool seemed_to_fit = fits(self, place);
+    bool seemed_to_fit = policy_fits(self, place);
     snprintf(refusal.message, sizeof refusal.message,
              "no worker for %s \"%s\" on %s: %llu MB free, %llu MB needed and %llu MB margin",
              policy_group_name(key.group), refusal.model, refusal.device,
@@ -432,8 +332,8 @@ static bool refuse(struct policy *self, struct policy_key key, struct place plac
     return true;
 }
 
-static bool spawn(struct policy *self, struct policy_key key, struct want want, struct place place,
-                  uint64_t now_ms, struct policy_decision *out)
+static bool spawn(struct policy *self, struct policy_key key, struct want want,
+                  struct policy_place place, uint64_t now_ms, struct policy_decision *out)
 {
     uint32_t index = 0;
     while (index < POLICY_WORKERS_MAX && self->lanes[index].used) index += 1;
@@ -458,13 +358,32 @@ static bool spawn_one(struct policy *self, struct policy_key key, struct want wa
     const struct policy_demand_state *demand = demand_of(self, key);
     bool backs_off = now_ms < demand->retry_ms;
     if (backs_off && demand->code != STATUS_RESOURCE_EXHAUSTED) return false;
-    struct place place = find_place(self, key);
+    struct policy_place place = policy_find_place(self, key, now_ms);
     if (place.device == UINT32_MAX) return false;
     // A worker that failed for lack of memory shows that the plan was too low: room is made all the
     // same.
-    if (!backs_off && may_fit(self, place)) return spawn(self, key, want, place, now_ms, out);
+    if (!backs_off && policy_may_fit(self, place))
+        return spawn(self, key, want, place, now_ms, out);
     if (somebody_retires_on(self, place.device)) return false;
     if (make_room(self, key, place, now_ms, out)) return true;
+    return refuse(self, key, place, now_ms, out);
+}
+
+// Spawns where the tensors of jobs lie, which workers elsewhere serve by the host meanwhile: so
+// nobody has to go for it.
+static bool spawn_wished(struct policy *self, struct policy_key key, uint64_t now_ms,
+                         struct policy_decision *out)
+{
+    struct policy_lanes lanes = policy_count(self, key, UINT32_MAX);
+    if (lanes.pending > 0 || lanes.live >= self->settings.limits[key.group].workers_max) {
+        return false;
+    }
+    if (now_ms < demand_of(self, key)->retry_ms) return false;
+    struct policy_place place = policy_find_wished(self, key, now_ms);
+    if (place.device == UINT32_MAX) return false;
+    struct want want = {"device_wanted_s", (double)policy_wish_ms(self, key, place.device) / 1000.0,
+                        (double)self->settings.scale_up_delay_ms / 1000.0};
+    if (policy_may_fit(self, place)) return spawn(self, key, want, place, now_ms, out);
     return refuse(self, key, place, now_ms, out);
 }
 
@@ -496,7 +415,8 @@ static bool step_service(struct policy *self, struct policy_key key, bool first_
     if (!policy_offers(self, key)) return false;
     if (answer_hopeless(self, key, now_ms, out)) return true;
     struct want want = find_want(self, key, now_ms);
-    return want.signal != NULL && spawn_one(self, key, want, now_ms, out);
+    if (want.signal != NULL) return spawn_one(self, key, want, now_ms, out);
+    return has_worker && spawn_wished(self, key, now_ms, out);
 }
 
 uint32_t policy_step(struct policy *self, uint64_t now_ms, struct policy_decision *out,

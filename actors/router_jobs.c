@@ -452,11 +452,18 @@ void router_on_leases(void *state)
 
 void router_enqueue(struct router *self, struct job *job)
 {
+    uint32_t service = job->entry.service;
+    router_count_place(self, &job->entry);
+    if (router_is_astray(self, &job->entry)) {
+        router_turn_away(self, job);
+        router_tell_demand(self, service, true);
+        return;
+    }
     router_wait(self, job, JOB_WAITING);
     if (job->entry.alone) self->alone_waiting += 1;
     job_queue_push(self->queue, &job->entry, router_now(self));
-    router_dispatch(self, job->entry.service);
-    router_tell_demand(self, job->entry.service, false);
+    router_dispatch(self, service);
+    router_tell_demand(self, service, false);
 }
 
 // Pins what the request has in shared memory and on devices, first of all.

@@ -1,10 +1,11 @@
-// router_state.h - the router's private state, shared by its five files and nobody else.
+// router_state.h - the router's private state, shared by its six files and nobody else.
 //
 //     router.c          the actor: creation, timer, letters of the core's other actors
 //     router_clients.c  requests in, answers out
 //     router_jobs.c     a job's way from arrival to its one answer
 //     router_text.c     a text request before it is queued: its stack, an answer that is known
 //     router_workers.c  workers: ready, heartbeat, dispatch, result, death
+//     router_places.c   jobs whose tensors lie on a device
 
 #ifndef ACTORS_ROUTER_STATE_H
 #define ACTORS_ROUTER_STATE_H
@@ -65,11 +66,12 @@ struct service {
     uint64_t execute_ns_mean;  // of recent jobs, exponentially weighted
     uint64_t
         needs_bytes;  // largest arena that a job was refused for; 0 when none is waiting for it
-    uint64_t arena_bytes;    // of the lane that answered last
-    uint64_t held_until_ns;  // jobs that came back for want of memory wait until then
-    uint32_t depth_sent;     // what the scaler was told last
-    uint32_t running_sent;   // see depth_sent
-    uint64_t told_ns;        // when
+    uint64_t arena_bytes;             // of the lane that answered last
+    uint64_t held_until_ns;           // jobs that came back for want of memory wait until then
+    uint32_t depth_sent;              // what the scaler was told last
+    uint32_t running_sent;            // see depth_sent
+    uint64_t told_ns;                 // when
+    uint64_t placed[JOB_PLACES_MAX];  // jobs that came whose tensors lie there
 };
 
 // A job that a worker holds, whatever became of the client.
@@ -230,9 +232,23 @@ void router_check_workers(struct router *self);
 void router_device_down(struct router *self, uint64_t epoch);
 // The index of a service; makes it when create is set. JOB_SERVICES_MAX when there is none (left).
 uint32_t router_service(struct router *self, luna_Group group, const char *model, bool create);
-// The number of a device, for job_entry.place; JOB_ANYWHERE when there are too many.
-uint32_t router_place(struct router *self, const char *device);
 // Tells the scaler what waits.
 void router_tell_demand(struct router *self, uint32_t service, bool always);
+
+// router_places.c
+// The number of a device, for job_entry.place; JOB_ANYWHERE when there are too many.
+uint32_t router_place(struct router *self, const char *device);
+// True for a worker that may get jobs of the service.
+bool router_serves(const struct worker *worker, uint32_t service);
+// Counts a job that came, and tells what came for each device.
+void router_count_place(struct router *self, const struct job_entry *entry);
+void router_tell_places(const struct router *self, uint32_t service, luna_Demand *demand);
+// The entry's own place while a worker of its service is there, else JOB_ANYWHERE: on any other
+// device its leases are none.
+uint32_t router_place_of(const struct router *self, const struct job_entry *entry);
+// True while workers of its service are on other devices only.
+bool router_is_astray(const struct router *self, const struct job_entry *entry);
+// Ends a job that is astray: its client brings the tensors by the host.
+void router_turn_away(struct router *self, struct job *job);
 
 #endif  // ACTORS_ROUTER_STATE_H

@@ -64,6 +64,7 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
     demand->running = service->running;
     demand->needs_bytes = depth > 0 ? needs_of(service) : 0;
     demand->requests_total = service->requests_total;
+    router_tell_places(self, index, demand);
     if (router_post(self, ROUTER_SCALER, &letter, NULL) != STATUS_OK) return;
     service->depth_sent = depth;
     service->running_sent = service->running;
@@ -71,16 +72,6 @@ void router_tell_demand(struct router *self, uint32_t index, bool always)
 }
 
 // ---- the table of workers
-
-uint32_t router_place(struct router *self, const char *device)
-{
-    assert(device[0] != '\0');
-    for (uint32_t i = JOB_ANYWHERE + 1; i < JOB_PLACES_MAX; i++) {
-        if (self->places[i][0] == '\0') text_set(self->places[i], sizeof self->places[i], device);
-        if (strcmp(self->places[i], device) == 0) return i;
-    }
-    return JOB_ANYWHERE;
-}
 
 static struct worker *find_worker(struct router *self, uint64_t id)
 {
@@ -143,26 +134,10 @@ struct course {
     uint64_t closed;  // bits of places
 };
 
-static bool serves(const struct worker *worker, uint32_t service)
-{
-    return worker->id != 0 && worker->service == service && !worker->draining;
-}
-
-// The entry's own place, while a worker of its service is there: on any other device its leases are
-// none. Without one it goes anywhere, is told so, and comes again by the host.
-static uint32_t place_of(const struct router *self, const struct job_entry *entry)
-{
-    for (uint32_t i = 0; i < ROUTER_WORKERS_MAX && entry->place != JOB_ANYWHERE; i++) {
-        const struct worker *worker = &self->workers[i];
-        if (serves(worker, entry->service) && worker->place == entry->place) return entry->place;
-    }
-    return JOB_ANYWHERE;
-}
-
 static bool may_take(const struct worker *worker, const struct job_entry *entry,
                      struct course course)
 {
-    if (!serves(worker, entry->service)) return false;
+    if (!router_serves(worker, entry->service)) return false;
     if (worker->data.length == 0 || worker->in_flight == ROUTER_FLIGHTS_MAX) return false;
     if (course.place != JOB_ANYWHERE) return worker->place == course.place;
     return (course.closed >> worker->place & 1) == 0;
@@ -282,10 +257,14 @@ void router_dispatch(struct router *self, uint32_t service)
         struct job_entry *entry = job_queue_peek(self->queue, service, now, course.closed);
         if (entry == NULL) return;
         struct job *job = (struct job *)entry;
+        if (router_is_astray(self, entry)) {
+            router_turn_away(self, job);
+            continue;
+        }
         // While suspects wait or run, one job at a time is out.
         bool careful = self->alone_waiting > 0 || self->quarantined != 0;
         if (careful && (!job->entry.alone || jobs_in_flight(self) > 0)) return;
-        course.place = place_of(self, entry);
+        course.place = router_place_of(self, entry);
         struct worker *worker = choose_worker(self, entry, course);
         if (worker == NULL) worker = choose_overtaking(self, entry, course);
         if (worker == NULL && course.place == JOB_ANYWHERE) return;

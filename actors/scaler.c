@@ -412,11 +412,18 @@ static void on_demand(struct scaler *self, const luna_Demand *demand)
 {
     enum policy_group group = POLICY_VAE;
     if (!from_letter_group(demand->service.group, &group)) return;
-    const struct policy_demand told = {.depth = demand->depth,
-                                       .age_ms = demand->age_ms,
-                                       .running = demand->running,
-                                       .needs_bytes = demand->needs_bytes,
-                                       .requests_total = demand->requests_total};
+    struct policy_demand told = {.depth = demand->depth,
+                                 .age_ms = demand->age_ms,
+                                 .running = demand->running,
+                                 .needs_bytes = demand->needs_bytes,
+                                 .requests_total = demand->requests_total,
+                                 .devices_count = demand->devices_count};
+    for (uint32_t i = 0; i < told.devices_count; i++) {
+        struct policy_device_demand *device = &told.devices[i];
+        text_set(device->name, sizeof device->name, demand->devices[i].device);
+        device->jobs_total = demand->devices[i].jobs_total;
+        device->depth = demand->devices[i].depth;
+    }
     policy_tell_demand(self->policy, group, demand->service.model, &told, now_ms(self));
 }
 

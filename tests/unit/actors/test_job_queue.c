@@ -126,6 +126,8 @@ static void who_waits_for_a_closed_place_holds_up_nobody_else(void **state)
     for (int i = 0; i < 4; i++) job_queue_push(queue, &jobs[i], 0);
     assert_ptr_equal(job_queue_peek(queue, 0, 1, 1u << 2), &jobs[1]);
     assert_ptr_equal(job_queue_peek(queue, 0, 1, 1u << 1 | 1u << 2), &jobs[3]);
+    assert_int_equal(job_queue_depth_at(queue, 0, 2), 2);
+    assert_int_equal(job_queue_depth_at(queue, 0, 3), 0);
     job_queue_take(queue, &jobs[3]);
     job_queue_take(queue, &jobs[1]);
     assert_null(job_queue_peek(queue, 0, 1, 1u << 2));
