@@ -171,7 +171,7 @@ def main():
     parser.add_argument("--build", default="build")
     parser.add_argument("--no-tidy", action="store_true")
     options = parser.parse_args()
-    code = sources(".c", ".h")
+    code = sources(".c", ".h", ".cpp", ".cu")
     found = {
         "format": check_format(code),
         "includes": check_includes(code),

@@ -2,10 +2,11 @@
 //
 //     gpu_peak CARD [CUBLAS...]
 //
-// One line of JSON: `copy_gb_s`, bytes read and written by a copy from device to device; `mma_tflop_s`,
-// bf16 multiplications with fp32 sums by mma.sync out of registers, the instruction of our kernels;
-// and, where one of the named libraries (or the system's own) can be opened, `gemm_tflop_s` of
-// cuBLAS for 8192 x 8192 x 8192 bf16 on random numbers. Medians of ten, timed by events.
+// One line of JSON: `copy_gb_s`, bytes read and written by a copy from device to device;
+// `mma_tflop_s`, bf16 multiplications with fp32 sums by mma.sync out of registers, the instruction
+// of our kernels; and, where one of the named libraries (or the system's own) can be opened,
+// `gemm_tflop_s` of cuBLAS for 8192 x 8192 x 8192 bf16 on random numbers. Medians of ten, timed by
+// events.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -110,9 +111,8 @@ double mma_tflop_s(int multiprocessors)
     check(cudaMalloc(&numbers, kWarps * 32 * 8 * 4), "memory");
     check(cudaMalloc(&out, sizeof(float) * blocks * kWarps * 32), "memory");
     fill<<<16, 256>>>(static_cast<__nv_bfloat16 *>(numbers), kWarps * 32 * 8 * 2);
-    double ms = median_ms([&] {
-        multiply<<<blocks, kWarps * 32>>>(static_cast<const uint32_t *>(numbers), out);
-    });
+    double ms = median_ms(
+        [&] { multiply<<<blocks, kWarps * 32>>>(static_cast<const uint32_t *>(numbers), out); });
     cudaFree(numbers);
     cudaFree(out);
     return kProduct * kSums * kTurns * kWarps * blocks / ms / 1e9;
