@@ -4,8 +4,9 @@
 // Such a job waits for a worker on its device while there is one of its service, and while there is
 // none at all: then the scaler, who hears where tensors lie, starts the first one there if it can.
 // Where workers are on other devices only, nobody waits for what may never come: the client is told
-// that its lease is none here, brings its tensors by the host, and any worker takes them. Meanwhile
-// the scaler has heard what was wanted, and may have a worker there when the next one comes.
+// that its lease is none here, brings its tensors by the host, and any worker takes them. So it is
+// too where its own device lacks memory for the job and another may have it. Meanwhile the scaler
+// has heard what was wanted, and may have a worker there when the next one comes.
 
 #include "actors/router_state.h"
 
@@ -72,6 +73,15 @@ uint32_t router_place_of(const struct router *self, const struct job_entry *entr
     return there > 0 ? entry->place : JOB_ANYWHERE;
 }
 
+// The client knows a lost lease by the words "device lease".
+static void refer_to_host(struct router *self, struct job *job, const char *why)
+{
+    struct error error;
+    error_set(&error, STATUS_NOT_FOUND, "device lease of %s: %s; bring the tensors by the host",
+              self->places[job->entry.place], why);
+    router_fail(self, job, &error);
+}
+
 bool router_is_astray(const struct router *self, const struct job_entry *entry)
 {
     if (entry->place == JOB_ANYWHERE) return false;
@@ -83,11 +93,15 @@ bool router_is_astray(const struct router *self, const struct job_entry *entry)
 void router_turn_away(struct router *self, struct job *job)
 {
     assert(job->entry.place != JOB_ANYWHERE);
-    struct error error;
-    // The client knows a lost lease by the words "device lease".
-    error_set(&error, STATUS_NOT_FOUND,
-              "device lease of %s: no worker for this request is there; bring the tensors by the "
-              "host",
-              self->places[job->entry.place]);
-    router_fail(self, job, &error);
+    refer_to_host(self, job, "no worker for this request is there");
+}
+
+bool router_lacks_memory_there(struct router *self, struct job *job)
+{
+    if (job->entry.place == JOB_ANYWHERE) return false;
+    uint32_t there = 0, elsewhere = 0;
+    count_workers(self, &job->entry, &there, &elsewhere);
+    if (elsewhere == 0) return false;
+    refer_to_host(self, job, "it lacks memory for this request, another device may have it");
+    return true;
 }

@@ -250,5 +250,8 @@ uint32_t router_place_of(const struct router *self, const struct job_entry *entr
 bool router_is_astray(const struct router *self, const struct job_entry *entry);
 // Ends a job that is astray: its client brings the tensors by the host.
 void router_turn_away(struct router *self, struct job *job);
+// A worker lacked memory for a job that it no longer has. True when the job has been answered:
+// another device may have the memory, and its client brings the tensors by the host.
+bool router_lacks_memory_there(struct router *self, struct job *job);
 
 #endif  // ACTORS_ROUTER_STATE_H

@@ -540,6 +540,39 @@ static void hold_for_memory(struct router *self, struct job *job, uint32_t servi
     put_back(self, job);
 }
 
+// The answer to a job that its worker no longer has.
+static void take_answer(struct router *self, struct job *job, const luna_Result *result,
+                        struct message *frames)
+{
+    struct service *service = &self->services[job->entry.service];
+    luna_Header header;
+    struct error error = {.status = STATUS_OK};
+    if (frames->count == 0) {
+        error_set(&error, STATUS_INTERNAL, "the worker had no memory for its answer");
+        router_fail(self, job, &error);
+        return;
+    }
+    if (codec_decode_header(message_frame(frames, 0), &header, NULL) == STATUS_OK) {
+        codec_get_error(&header, &error);
+    }
+    if (error.status == STATUS_RESOURCE_EXHAUSTED && router_lacks_memory_there(self, job)) return;
+    learn_times(service, result->execute_ms);
+    service->needs_bytes = 0;
+    service->arena_bytes = result->arena_bytes;
+    self->transport.frame_bytes += result->frame_bytes;
+    self->transport.shared_bytes += result->shared_bytes;
+    self->transport.device_bytes += result->device_bytes;
+    if (error.status != STATUS_OK) {
+        self->counts.failed += 1;
+    } else {
+        router_keep_answer(self, job, frames);
+        reply_cache_put(self->replies, job->user, job->id, job->digest, frames, router_now(self));
+    }
+    router_event(self, error.status == STATUS_OK ? "request.done" : "request.failed", job,
+                 error.status == STATUS_OK ? NULL : &error, result->execute_ms);
+    router_finish(self, job, frames);
+}
+
 static void on_result(struct router *self, const luna_Result *result, struct message *frames)
 {
     struct worker *worker = find_worker(self, result->worker);
@@ -554,38 +587,12 @@ static void on_result(struct router *self, const luna_Result *result, struct mes
     if (job != NULL && job->state == JOB_RUNNING && job->worker == worker->id) {
         leave_worker(self, job, service);
         job->state = JOB_ASKED;  // out of every queue and worker; only the answer is left
-        if (result->needs_bytes > 0) {
+        if (result->needs_bytes == 0) {
+            take_answer(self, job, result, frames);
+        } else if (!router_lacks_memory_there(self, job)) {
             hold_for_memory(self, job, service, result->needs_bytes);
             return;
         }
-        if (frames->count == 0) {
-            struct error error;
-            error_set(&error, STATUS_INTERNAL, "the worker had no memory for its answer");
-            router_fail(self, job, &error);
-            return;
-        }
-        learn_times(&self->services[service], result->execute_ms);
-        self->services[service].needs_bytes = 0;
-        self->services[service].arena_bytes = result->arena_bytes;
-        self->transport.frame_bytes += result->frame_bytes;
-        self->transport.shared_bytes += result->shared_bytes;
-        self->transport.device_bytes += result->device_bytes;
-        luna_Header header;
-        struct error error = {.status = STATUS_OK};
-        if (frames->count > 0 &&
-            codec_decode_header(message_frame(frames, 0), &header, NULL) == STATUS_OK) {
-            codec_get_error(&header, &error);
-        }
-        if (error.status != STATUS_OK) {
-            self->counts.failed += 1;
-        } else {
-            router_keep_answer(self, job, frames);
-            reply_cache_put(self->replies, job->user, job->id, job->digest, frames,
-                            router_now(self));
-        }
-        router_event(self, error.status == STATUS_OK ? "request.done" : "request.failed", job,
-                     error.status == STATUS_OK ? NULL : &error, result->execute_ms);
-        router_finish(self, job, frames);
     }
     if (self->alone_waiting > 0 || self->quarantined == 0)
         router_dispatch_all(self);

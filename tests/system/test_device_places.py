@@ -1,10 +1,12 @@
 """Tensors on one of several cards: who gets a worker there, and what happens where that cannot be."""
 
+import logging
+
 import numpy as np
 import pytest
 
 import luna
-from conftest import wait_until
+from conftest import latent_request, wait_until
 from device_arrays import LIBRARY, OTHER, SERVED, Array, library, to_numpy
 from files import random_latent
 from luna import luna_pb2 as pb
@@ -111,7 +113,76 @@ def test_where_no_more_workers_are_allowed_its_clients_are_served_by_the_host(ma
     wanted = plain.decode_latent(LATENT)
     name = other_card(daemon)
     with luna.connect(daemon.ipc) as client:
-        for _ in range(3):
+        for _ in range(2):
             assert np.array_equal(to_numpy(client.decode_latent(Array(LATENT, CARDS[name]))), wanted)
             assert np.array_equal(plain.decode_latent(LATENT), wanted)
     assert daemon.service("vae").workers == 1 and transport(daemon).device_bytes == 0
+
+
+# ---- memory lacks on the card
+
+
+def start_on_both(make_two, settings=(), **options):
+    """A daemon with a worker on each card."""
+    daemon = make_two({"scaling.vae_workers": "2-2", **dict(settings)}, **options)
+    wait_until(lambda: daemon.service("vae").workers == 2, 20, "a worker on each card")
+    return daemon
+
+
+def test_a_job_that_its_card_has_no_memory_for_just_now_runs_elsewhere(make_two, faults, caplog):  # noqa: F811
+    daemon = start_on_both(make_two)
+    events = daemon.events
+    wanted = daemon.connect(shared_memory=False).decode_latent(LATENT)
+    with caplog.at_level(logging.DEBUG, "luna"), luna.connect(daemon.ipc) as client:
+        faults.set("lack")
+        assert np.array_equal(to_numpy(client.decode_latent(Array(LATENT, OTHER))), wanted)
+        assert not faults.is_set("lack")
+        assert transport(daemon).device_bytes == 0
+        assert "device lease of cuda:1: it lacks memory" in events.wait_topic("request.failed").message
+        until_on_the_device(daemon, client, "cuda:1", wanted)
+
+
+def fill(daemon, session):
+    """Takes what can be had of cuda:1; the lease."""
+    free = card(daemon, "cuda:1").memory_free_bytes
+    taken = lease(session, acquire_bytes=free // (2 * MB) * 2 * MB, device=card(daemon, "cuda:1").uuid)
+    assert taken.code == pb.OK
+    return taken
+
+
+# Of so many MB, half an MB and less is left beside the weights and leases of 2 MB each.
+NARROW = {"settings": {"scaling.memory_margin_mb": 0}, "total": 30.4}
+LARGE = random_latent(1, 4, 4)  # wants more than that
+
+
+def test_a_job_that_its_card_can_never_hold_runs_elsewhere(make_two):
+    daemon = start_on_both(make_two, **NARROW)
+    events = daemon.events
+    with luna.connect(daemon.ipc) as client:
+        client.decode_latent(Array(LATENT, OTHER))  # it has its buffer
+        before = transport(daemon).device_bytes
+        assert before > 0
+        session = session_of(daemon)
+        fill(daemon, session)
+        image = to_numpy(client.decode_latent(Array(LARGE, OTHER), tiling="never"))
+        assert transport(daemon).device_bytes == before
+        assert np.array_equal(daemon.connect(shared_memory=False).decode_latent(LARGE), image)
+        session.close()
+    assert "cuda:1: it lacks memory" in events.wait_topic("request.failed", code=pb.NOT_FOUND).message
+    assert len(events.of("request.failed")) == 1
+
+
+def test_without_another_card_the_answer_stays_that_memory_lacks(make_two):
+    daemon = make_two({"scaling.vae_workers": "0-1", **NARROW["settings"]}, NARROW["total"])
+    with luna.connect(daemon.ipc) as client:
+        client.decode_latent(Array(LATENT, OTHER))
+        assert daemon.service("vae").device == "cuda:1"
+        session = session_of(daemon)
+        taken = fill(daemon, session)
+        header, _ = latent_request(LARGE)
+        header.tensors[0].where = pb.DEVICE
+        header.tensors[0].shared.CopyFrom(pb.SharedRef(pool=taken.pool, slot=taken.slot, generation=taken.generation))
+        answer, _ = daemon.raw().ask(header, pb.DecodeLatent(tiling=pb.TILING_NEVER))
+        session.close()
+    assert (answer.code, answer.retry_after_ms) == (pb.RESOURCE_EXHAUSTED, 1000), answer
+    assert "device cuda:1 can give" in answer.message
