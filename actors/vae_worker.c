@@ -13,12 +13,12 @@
 
 struct vae_worker {
     struct worker_job *job;       // in hand; NULL when idle
-    const luna_Tensor *input;     // of the job
-    struct bytes input_bytes;     // of that tensor
+    struct bytes input_bytes;     // of the job's tensor
     struct vae_request request;   // of the job
     struct vae_plan plan;         // of the request
     struct program *program;      // of the plan, while it runs
     struct worker_output output;  // where the answer goes
+    struct vae_found found;       // by the program
     bool replanned;               // the plan was made for what the executor offered
 };
 
@@ -74,11 +74,12 @@ static enum status read_request(struct worker *worker, struct error *error)
     struct vae_worker *self = own(worker);
     struct worker_job *job = self->job;
     bool encode = job->header.operation == luna_Operation_ENCODE_IMAGE;
-    enum status status = worker_input(worker, job, encode ? "image" : "latent", &self->input,
-                                      &self->input_bytes, error);
+    const luna_Tensor *input = NULL;
+    enum status status =
+        worker_input(worker, job, encode ? "image" : "latent", &input, &self->input_bytes, error);
     if (status != STATUS_OK) return status;
     uint32_t dims[4];
-    status = read_shape(self->input, !encode, dims, error);
+    status = read_shape(input, !encode, dims, error);
     if (status != STATUS_OK) return status;
     // EncodeImage and DecodeLatent have the same fields; they are two messages for the reader's
     // sake.
@@ -90,7 +91,7 @@ static enum status read_request(struct worker *worker, struct error *error)
         .h = encode ? dims[1] : dims[2],
         .w = encode ? dims[2] : dims[3],
         .c = encode ? dims[3] : dims[1],
-        .input_dtype = (enum dtype)self->input->dtype,
+        .input_dtype = (enum dtype)input->dtype,
         .output_dtype = (enum dtype)(encode ? image->output : latent->output),
         .tiling = tiling_of(encode ? image->tiling : latent->tiling, job->header.may_tile),
         .tile = encode ? image->tile : latent->tile,
@@ -164,8 +165,10 @@ static void run_job(struct worker *worker)
         return;
     }
     // The input is only read; the binding's type serves outputs too.
-    void *bindings[2] = {(void *)(uintptr_t)self->input_bytes.data, self->output.data};
-    worker_run(worker, self->program, bindings, 2);
+    void *bindings[VAE_SLOTS] = {[VAE_SLOT_INPUT] = (void *)(uintptr_t)self->input_bytes.data,
+                                 [VAE_SLOT_OUTPUT] = self->output.data,
+                                 [VAE_SLOT_FOUND] = &self->found};
+    worker_run(worker, self->program, bindings, VAE_SLOTS);
 }
 
 // The arena was refused: smaller tiles if they are allowed, else not now, else never.
@@ -226,17 +229,8 @@ static void answer_job(struct worker *worker)
     reply.tiled = plan->tiled;
     text_set(reply.tiled_why, sizeof reply.tiled_why, plan->tiled_why);
     reply.tiles = plan->tiles;
-    uint64_t input_count = self->input_bytes.size / dtype_bytes(self->request.input_dtype);
-    uint64_t output_count = self->output.bytes / dtype_bytes(self->request.output_dtype);
-    // Memory of a device is read by nobody but lanes.
-    if (self->input->where != luna_Where_DEVICE) {
-        reply.not_finite_input =
-            !tensor_is_finite(self->input_bytes.data, self->request.input_dtype, input_count);
-    }
-    if (self->output.where != luna_Where_DEVICE) {
-        reply.not_finite_output =
-            !tensor_is_finite(self->output.data, self->request.output_dtype, output_count);
-    }
+    reply.not_finite_input = self->found.not_finite_input != 0;
+    reply.not_finite_output = self->found.not_finite_output != 0;
     reply.queue_ms = self->job->queue_ms;
     reply.execute_ms = worker_execute_ms(worker, self->job);
     text_set(reply.device, sizeof reply.device, worker->arguments.device_name);

@@ -108,7 +108,8 @@ static void print_reply(const struct cli_options *options, const struct luna_ans
     const luna_ImageReply *reply = answer->body;
     const struct luna_tensor *tensor = &answer->tensors[0];
     if (reply->not_finite_input) fprintf(stderr, "luna: note: the input holds NaN or infinity\n");
-    if (reply->not_finite_output) fprintf(stderr, "luna: note: the answer holds NaN or infinity\n");
+    if (reply->not_finite_output)
+        fprintf(stderr, "luna: note: the model's output held NaN or infinity\n");
     if (reply->tiled && !options->json) {
         fprintf(stderr, "luna: note: tiled, %u tiles (%s)\n", reply->tiles, reply->tiled_why);
     }

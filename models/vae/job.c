@@ -7,27 +7,35 @@
 //     at the end:     total / passes goes to the slot
 //
 // A tile that ends gives back everything it took, so the arena never holds more than the
-// accumulators and the largest tile.
+// accumulators and the largest tile. What is not finite is found by the loads and the stores, in
+// two words that all images and tiles share; they leave when all is done.
 
 #include "models/vae/job.h"
 
 #include <assert.h>
+#include <stddef.h>
+
+#define FOUND_WORDS 2u
+_Static_assert(sizeof(struct vae_found) == FOUND_WORDS * sizeof(uint32_t), "two words");
+_Static_assert(offsetof(struct vae_found, not_finite_output) == sizeof(uint32_t), "in this order");
 
 struct builder {
     const struct job *job;
     struct program *program;
     bool decode;
-    uint32_t factor;       // pixels of one latent
-    uint32_t scale;        // elements of the output, per axis, that one latent becomes
-    uint32_t h, w;         // of the output
-    uint32_t channels;     // of the output
-    struct value input;    // slot 0, all images
-    struct value output;   // slot 1, all images
+    uint32_t factor;      // pixels of one latent
+    uint32_t scale;       // elements of the output, per axis, that one latent becomes
+    uint32_t h, w;        // of the output
+    uint32_t channels;    // of the output
+    struct value input;   // slot, all images
+    struct value output;  // slot, all images
+    struct value found;   // a struct vae_found of the arena, of which these are the words:
+    struct value not_finite_input, not_finite_output;
     uint64_t input_bytes;  // of one image
     uint64_t output_bytes;
 };
 
-// The i-th of n equal parts of a slot.
+// The i-th of equal parts of a value.
 static struct value part(struct value all, uint64_t bytes, uint32_t i)
 {
     if (all.place == VALUE_NONE) return all;  // the program has failed already
@@ -61,17 +69,21 @@ static struct network_flow load(const struct builder *self, uint32_t image,
     flow.x = program_tensor(self->program, 1, flow.h, flow.w, flow.c);
     struct value source = part(self->input, self->input_bytes, image);
     if (self->decode) {
-        program_latent_load(self->program, &(struct latent_load){.source = source,
-                                                                 .dtype = plan->request.input_dtype,
-                                                                 .channels = flow.c,
-                                                                 .window = window,
-                                                                 .output = flow.x});
+        program_latent_load(self->program,
+                            &(struct latent_load){.source = source,
+                                                  .dtype = plan->request.input_dtype,
+                                                  .channels = flow.c,
+                                                  .window = window,
+                                                  .output = flow.x,
+                                                  .not_finite = self->not_finite_input});
     } else {
-        program_pixels_load(self->program, &(struct pixels_load){.source = source,
-                                                                 .dtype = plan->request.input_dtype,
-                                                                 .channels = plan->request.c,
-                                                                 .window = window,
-                                                                 .output = flow.x});
+        program_pixels_load(self->program,
+                            &(struct pixels_load){.source = source,
+                                                  .dtype = plan->request.input_dtype,
+                                                  .channels = plan->request.c,
+                                                  .window = window,
+                                                  .output = flow.x,
+                                                  .not_finite = self->not_finite_input});
     }
     return flow;
 }
@@ -96,22 +108,26 @@ static void store(const struct builder *self, uint32_t image, struct value x, ui
     struct value output = part(self->output, self->output_bytes, image);
     bool is_sum = self->job->tiling != NULL;
     if (self->decode) {
-        program_pixels_store(self->program, &(struct pixels_store){.input = x,
-                                                                   .input_f32 = is_sum,
-                                                                   .clamp = !request->raw,
-                                                                   .h = self->h,
-                                                                   .w = self->w,
-                                                                   .output = output,
-                                                                   .dtype = request->output_dtype});
+        program_pixels_store(self->program,
+                             &(struct pixels_store){.input = x,
+                                                    .input_f32 = is_sum,
+                                                    .clamp = !request->raw,
+                                                    .h = self->h,
+                                                    .w = self->w,
+                                                    .output = output,
+                                                    .dtype = request->output_dtype,
+                                                    .not_finite = self->not_finite_output});
     } else {
-        program_latent_store(self->program, &(struct latent_store){.input = x,
-                                                                   .input_f32 = is_sum,
-                                                                   .h = self->h,
-                                                                   .w = self->w,
-                                                                   .channels = self->channels,
-                                                                   .stride = stride,
-                                                                   .output = output,
-                                                                   .dtype = request->output_dtype});
+        program_latent_store(self->program,
+                             &(struct latent_store){.input = x,
+                                                    .input_f32 = is_sum,
+                                                    .h = self->h,
+                                                    .w = self->w,
+                                                    .channels = self->channels,
+                                                    .stride = stride,
+                                                    .output = output,
+                                                    .dtype = request->output_dtype,
+                                                    .not_finite = self->not_finite_output});
     }
 }
 
@@ -212,12 +228,25 @@ static struct builder begin(const struct job *job, struct program *program)
                            .h = plan->output_h,
                            .w = plan->output_w,
                            .channels = plan->output_c,
-                           .input = program_slot(program, 0, plan->input_bytes),
-                           .output = program_slot(program, 1, plan->output_bytes),
+                           .input = program_slot(program, VAE_SLOT_INPUT, plan->input_bytes),
+                           .output = program_slot(program, VAE_SLOT_OUTPUT, plan->output_bytes),
+                           .found = program_bytes(program, sizeof(struct vae_found)),
                            .input_bytes = plan->input_bytes / plan->request.n,
                            .output_bytes = plan->output_bytes / plan->request.n};
     self.scale = decode ? self.factor : 1;
+    self.not_finite_input = part(self.found, sizeof(uint32_t), 0);
+    self.not_finite_output = part(self.found, sizeof(uint32_t), 1);
+    program_clear(program, &(struct clear){.output = self.found, .bytes = self.found.bytes});
     return self;
+}
+
+static void end(const struct builder *self)
+{
+    struct value slot = program_slot(self->program, VAE_SLOT_FOUND, sizeof(struct vae_found));
+    program_words_store(
+        self->program,
+        &(struct words_store){.input = self->found, .output = slot, .count = FOUND_WORDS});
+    program_release(self->program, self->found);
 }
 
 enum status job_build(struct program **out, const struct job *job, struct error *error)
@@ -237,6 +266,7 @@ enum status job_build(struct program **out, const struct job *job, struct error 
             build_tiled(&builder, i);
         }
     }
+    end(&builder);
     status = program_finish(program, error);
     if (status != STATUS_OK) goto done;
     *out = program;

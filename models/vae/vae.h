@@ -49,6 +49,22 @@ struct vae_plan {
     uint64_t peak_bytes;  // of the arena, as vae_program will need it
 };
 
+// The slots of a plan's program.
+enum vae_slot {
+    VAE_SLOT_INPUT,   // plan.input_bytes
+    VAE_SLOT_OUTPUT,  // plan.output_bytes
+    VAE_SLOT_FOUND,   // a struct vae_found
+    VAE_SLOTS
+};
+
+// What a run came upon, in all images of its request: 0 or 1 each. See not_finite in kernels.h.
+struct vae_found {
+    uint32_t not_finite_input;   // NaN or infinity among what was read: not in what is cropped, not
+                                 // in alpha
+    uint32_t not_finite_output;  // among what the network made, before pixels are clamped or bytes,
+                                 // or a number too large for the output's type
+};
+
 struct vae;
 
 // Puts the network's weights on a device. The table stays shared until vae_destroy.
@@ -87,7 +103,7 @@ uint64_t vae_bytes(const struct vae *self);
 enum status vae_plan(const struct vae *self, const struct vae_request *request,
                      struct vae_plan *out, struct error *error);
 
-// Builds the program of a plan: slot 0 is the input, slot 1 the output, one mark after each tile.
+// Builds the program of a plan: its slots are those of enum vae_slot, one mark after each tile.
 // Ownership: the caller owns *out and keeps the vae until it is destroyed.
 // Errors:    RESOURCE_EXHAUSTED.
 // Thread:    any.

@@ -105,7 +105,8 @@ static double run_image(const struct bench *self, const struct command *command)
     void *input = read_file(command->in, plan.input_bytes);
     void *output = malloc(plan.output_bytes);
     if (output == NULL) fail("output", "no memory");
-    double ms = run_lane(self, program, (void *const[]){input, output}, 2);
+    struct vae_found found;
+    double ms = run_lane(self, program, (void *const[]){input, output, &found}, VAE_SLOTS);
     FILE *file = fopen(command->out, "wb");
     append(file, output, plan.output_bytes);
     fclose(file);

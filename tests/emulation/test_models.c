@@ -117,9 +117,11 @@ static float *run_vae(const struct vae_files *files, const struct storage *stora
     for (uint64_t i = 0; i < plan.input_bytes / sizeof *in; i++) {
         in[i] = (float)(i * 2654435761u % 1000) / 1000;
     }
-    lane_run(lane, program, (void *const[]){in, out}, 2);
+    struct vae_found found;
+    lane_run(lane, program, (void *const[]){in, out, &found}, VAE_SLOTS);
     expect_ok(lane_collect(lane, &error), &error);
     assert_int_equal(lane_marks(lane), plan.tiles);
+    assert_int_equal(found.not_finite_input + found.not_finite_output, 0);
     *count = plan.output_bytes / sizeof *out;
     free(in);
     program_destroy(&program);

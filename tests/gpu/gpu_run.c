@@ -139,10 +139,13 @@ static enum status repeat_image(struct bench *self, const struct vae_plan *plan,
         status = error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the output");
         goto done;
     }
-    void *bindings[2] = {self->input, first};
-    status = run_often(self, self->program, bindings, 2, 0, error);
-    bindings[1] = self->output;
-    if (status == STATUS_OK) status = run_often(self, self->program, bindings, 2, runs, error);
+    struct vae_found found;
+    void *bindings[VAE_SLOTS] = {self->input, first, &found};
+    status = run_often(self, self->program, bindings, VAE_SLOTS, 0, error);
+    bindings[VAE_SLOT_OUTPUT] = self->output;
+    if (status == STATUS_OK) {
+        status = run_often(self, self->program, bindings, VAE_SLOTS, runs, error);
+    }
     if (status == STATUS_OK && memcmp(first, self->output, plan->output_bytes) != 0) {
         status = error_set(error, STATUS_INTERNAL, "the same run gave other bytes");
     }

@@ -119,6 +119,20 @@ def test_tensors_stay_on_the_gpu_both_ways_with_the_bytes_of_frames(make_emulate
     wait_until(lambda: transport(daemon).leases == 0 and device(daemon).lent_bytes == 0, 5, "it comes back")
 
 
+def test_not_a_number_on_the_gpu_is_told_as_elsewhere(make_emulated):
+    daemon = make_emulated()
+    with luna.connect(daemon.ipc) as client:
+        for where, value in ((0, np.nan), (-1, -np.inf), (None, 0)):
+            latent = LATENT.copy()
+            if where is not None:
+                latent.flat[where] = value
+            image, details = client.decode_latent(Array(latent), dtype="u8", details=True)
+            assert details["not_finite_input"] == details["not_finite_output"] == (where is not None)
+        pixels = np.full((1, 8, 16, 3), np.inf, np.float32)
+        assert client.encode_image(Array(pixels), details=True)[1]["not_finite_input"]
+    assert transport(daemon).shared_bytes == transport(daemon).frame_bytes == 0
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "u8"])
 def test_torch_tensors_come_back_as_torch_tensors_on_their_device(make_emulated, monkeypatch, dtype):
     daemon = make_emulated()

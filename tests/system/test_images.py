@@ -137,6 +137,33 @@ def test_not_a_number_stays_in_its_picture(client):
     assert both[1:].tobytes() == alone.tobytes()
 
 
+@pytest.mark.parametrize("by_shared_memory", [True, False])
+@pytest.mark.parametrize("tiling", ["never", "always"])
+def test_what_bytes_cannot_show_is_told(shared, by_shared_memory, tiling):
+    import luna
+
+    options = {"dtype": "u8", "details": True, "tiling": tiling, "tile": 64, "overlap": 16}
+    with luna.connect(shared.ipc, shared_memory=by_shared_memory) as client:
+        latent = random_latent(12, 12, 12)
+        latent[0, -1, -1, -1] = np.nan
+        image, details = client.decode_latent(latent, **options)
+        assert details["tiled"] == (tiling == "always")
+        assert image[0, -1, -1].tolist() == [0, 0, 0]
+        assert details["not_finite_input"] and details["not_finite_output"]
+        _, details = client.decode_latent(random_latent(12, 12, 12), **options)
+        assert not details["not_finite_input"] and not details["not_finite_output"]
+
+
+def test_infinity_in_a_picture_is_told_and_a_large_number_is_none(client):
+    picture = read_picture()[:, :64, :64]
+    picture[0, 9, 7, 1] = 1e38
+    _, details = client.encode_image(picture, details=True)
+    assert not details["not_finite_input"]
+    picture[0, 9, 7, 1] = np.inf
+    _, details = client.encode_image(picture, details=True)
+    assert details["not_finite_input"] and details["not_finite_output"]
+
+
 @pytest.mark.parametrize("image", [np.zeros((1, 7, 64, 3), np.float32), np.zeros((64, 64, 3), np.float32),
                                    np.zeros((1, 64, 64, 2), np.float32)])
 def test_pictures_that_are_none_are_refused(client, image):

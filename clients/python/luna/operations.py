@@ -70,7 +70,11 @@ class Operations:
         timeout=None,
         priority=0
     ):
-        """The image [N,H,W,3] in 0..1 of latents [N,c,h,w]; dtype "u8" rounds to 0..255."""
+        """The image [N,H,W,3] in 0..1 of latents [N,c,h,w]; dtype "u8" rounds to 0..255.
+
+        With details: (image, how it was done); not_finite_output tells of NaN or infinity that the
+        model made, which bytes and the clamp to 0..1 would hide.
+        """
         request = requests.decode_latent(
             latent, model, tiling, tile, overlap, passes, dtype, details
         )

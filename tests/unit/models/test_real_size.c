@@ -200,9 +200,11 @@ static void run_vae(const struct bench *self, const struct vae *vae,
     expect_ok(lane_reserve(self->lane, plan.peak_bytes, &error), &error);
     float *output = malloc(plan.output_bytes);
     assert_non_null(output);
-    lane_run(self->lane, program, (void *const[]){input, output}, 2);
+    struct vae_found found;
+    lane_run(self->lane, program, (void *const[]){input, output, &found}, VAE_SLOTS);
     expect_ok(lane_collect(self->lane, &error), &error);
     program_destroy(&program);
+    assert_int_equal(found.not_finite_input + found.not_finite_output, 0);
     bool is_image = request->direction == VAE_DECODE;
     expect_close(self, name, output, plan.output_bytes / sizeof *output,
                  is_image ? IMAGE_BAR : RELATIVE_BAR);
