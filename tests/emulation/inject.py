@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Breaks the kernels on tensor cores in every way of a list and shows which builds find it.
+"""Breaks the kernels on tensor cores, and those of images, in every way of a list and shows which builds find it.
 
     python3 tests/emulation/inject.py [--build FOLDER] [NAME ...]
 
@@ -22,12 +22,15 @@ TILES = "kernels/cuda/tiles.h"
 HOPPER = "kernels/cuda/gpu_hopper.h"
 ATTENTION = "kernels/cuda/attention_mma.cu"
 MULTIPLY = "kernels/cuda/multiply_mma.cu"
-KERNELS = {"mma": MMA, "wgmma": WGMMA, "attention": ATTENTION, "multiply": MULTIPLY}
+IMAGES = "kernels/cuda/images.cu"
+KERNELS = {"mma": MMA, "wgmma": WGMMA, "attention": ATTENTION, "multiply": MULTIPLY, "images": IMAGES}
 # Which kernels the cases of a file try.
-CASES = {"convolution_cases": ["mma", "wgmma"], "product_cases": ["attention", "multiply"]}
+CASES = {"convolution_cases": ["mma", "wgmma"], "product_cases": ["attention", "multiply"],
+         "image_cases": ["images"]}
 # Which kernels a file is part of.
-USERS = {MMA: ["mma"], WGMMA: ["wgmma"], HOPPER: ["wgmma"], TILE: ["mma", "wgmma"], TILES: list(KERNELS),
-         ATTENTION: ["attention"], MULTIPLY: ["multiply"]}
+USERS = {MMA: ["mma"], WGMMA: ["wgmma"], HOPPER: ["wgmma"], TILE: ["mma", "wgmma"],
+         TILES: ["mma", "wgmma", "attention", "multiply"], ATTENTION: ["attention"], MULTIPLY: ["multiply"],
+         IMAGES: ["images"]}
 SEEDS = (0, 1, 2, 3)
 FLAGS = ["-std=c++17", "-g", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"]
 RACE = ["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
@@ -113,6 +116,22 @@ BUGS = [
     ("rows behind the last one", MULTIPLY, "row + line < rows && first < columns", "first < columns"),
     ("sums behind a row's end are stored", MULTIPLY, "if (m < a.m && n < a.n)", "if (m < a.m)"),
     ("ldmatrix lanes of a", MULTIPLY, "step * 2 + lane / 16)", "step * 2 + lane / 8 % 2)"),
+    # ---- NaN and infinity in images
+    ("a last element that a load does not look at", IMAGES, "found |= reaches(value, INFINITY);",
+     "found |= i + 1 < count && reaches(value, INFINITY);"),
+    ("a byte that makes its word forget what was found", IMAGES, "*found |= reaches", "*found = reaches"),
+    ("NaN is not larger", IMAGES, "return !(fabsf(value) < limit);", "return fabsf(value) >= limit;"),
+    ("a clamp in front of the look", IMAGES,
+     "    *found |= reaches(value, a.limit);\n    if (!a.clamp) return value;\n",
+     "    if (a.clamp) value = value < -1.0f ? -1.0f : value > 1.0f ? 1.0f : value;\n"
+     "    *found |= reaches(value, a.limit);\n    if (!a.clamp) return value;\n"),
+    ("only what the first thread of a block has found", IMAGES, "if (found && not_finite",
+     "if (found && threadIdx.x == 0 && not_finite"),
+    ("a stored latent whose other channels are looked at", IMAGES,
+     "gpu::load_element(a.input, i % pixels * a.stride + i / pixels, a.input_type);",
+     "gpu::load_element(a.input, i % pixels * a.stride + i / pixels, a.input_type);\n"
+     "        found |= reaches(gpu::load_element(a.input, i, a.input_type), a.limit);"),
+    ("a word that threads set without regard to each other", IMAGES, "atomicOr(not_finite, 1u)", "*not_finite = 1u"),
     # ---- one with roles, barriers that count, and products that are waited for later
     ("no wait for the last products", WGMMA, "        gpu::group_wait<0>();\n", ""),
     ("a wait that leaves one group too many, wgmma", WGMMA, "gpu::group_wait<1>()", "gpu::group_wait<2>()"),

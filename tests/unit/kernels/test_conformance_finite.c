@@ -403,6 +403,28 @@ static void a_store_finds_what_the_clamp_and_the_type_would_hide(void **state)
     }
 }
 
+// More elements than a GPU has threads for: the first of a thread's counts as its last does.
+static void what_is_found_first_is_not_forgotten(void **state)
+{
+    struct device **devices = *state;
+    const uint32_t side = 600;
+    for (size_t s = 0; s < SUBJECTS && subjects[s].storage == DTYPE_F32; s++) {
+        for (int is_latent = 0; is_latent < 2; is_latent++) {
+            struct load_case load = {is_latent != 0, DTYPE_F32, 3, {side, side, 0, 0, side, side}};
+            struct store_case store = {is_latent != 0, false, false, DTYPE_F32, side, side, 3};
+            struct probe probe;
+            begin_load(&probe, devices[s], &load);
+            probe_finish(&probe);
+            spoil(&probe, 0, NAN, true);
+            probe_end(&probe);
+            begin_store(&probe, devices[s], &store, DTYPE_F32);
+            probe_finish(&probe);
+            spoil(&probe, 0, NAN, true);
+            probe_end(&probe);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -410,6 +432,7 @@ int main(void)
         cmocka_unit_test(bytes_are_always_finite),
         cmocka_unit_test(many_loads_share_a_word_that_none_sets_back),
         cmocka_unit_test(a_store_finds_what_the_clamp_and_the_type_would_hide),
+        cmocka_unit_test(what_is_found_first_is_not_forgotten),
     };
     return cmocka_run_group_tests_name("conformance, finite", tests, subjects_open, subjects_close);
 }
