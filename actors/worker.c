@@ -645,21 +645,6 @@ void worker_output_drop(struct worker_output *output)
     *output = (struct worker_output){.data = NULL};
 }
 
-bool tensor_is_finite(const void *data, enum dtype dtype, uint64_t count)
-{
-    // An exponent of all ones is NaN or infinity.
-    const uint8_t *at = data;
-    uint32_t bad = 0;
-    if (dtype == DTYPE_F32) {
-        for (uint64_t i = 0; i < count; i++)
-            bad |= (load_u32(at + 4 * i) & 0x7f800000u) == 0x7f800000u;
-    } else if (dtype == DTYPE_F16 || dtype == DTYPE_BF16) {
-        uint32_t mask = dtype == DTYPE_F16 ? 0x7c00u : 0x7f80u;
-        for (uint64_t i = 0; i < count; i++) bad |= (load_u16(at + 2 * i) & mask) == mask;
-    }
-    return bad == 0;
-}
-
 // ---- life
 
 void worker_drain(void *state)

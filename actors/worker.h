@@ -211,7 +211,4 @@ enum status worker_output_add(struct worker_reply *reply, struct worker_output *
                               const luna_Tensor *tensor, struct error *error);
 void worker_output_drop(struct worker_output *output);
 
-// True when count elements hold no NaN and no infinity. Types that cannot hold one are finite.
-bool tensor_is_finite(const void *data, enum dtype dtype, uint64_t count);
-
 #endif  // ACTORS_WORKER_H
