@@ -5,6 +5,13 @@
 // use it: it goes back soon, and a job that is there already shall not fail for the sake of one
 // that may come. So the margin is looked at where those are admitted, and not in this book.
 //
+// What a GPU's driver takes for itself, for its context, our kernels and the graphs of texts, is in
+// no entry and under no limit, but neither is it promised: what the driver says is free lacks it.
+// Measured it cannot be, for others take and give back memory at the same time. Graphs come when
+// their lane has long been admitted, out of the margin; so a lane's have a bound (kernels/cuda/
+// graphs.h), and where there is no memory left for one, the text runs without. Pinned memory of the
+// host, 16 MiB for a card and 16 MiB for a lane of texts, is in no entry either.
+//
 // Plain arithmetic without a system call of its own, so that every decision can be tested: the
 // executor feeds it with what the system says is free, and asks before anything large is allocated.
 

@@ -573,6 +573,7 @@ uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
 // in their place. A GPU does so for programs of many small operations that come more than once.
 struct lane_graphs {
     uint64_t recorded, replayed;
+    uint64_t launches;  // in the graphs that it keeps now
 };
 
 // Since the lane was made; zeros on a device without graphs.

@@ -160,6 +160,10 @@ bool gpu_graph_begin(struct gpu_stream *self);
 // Thread:    the user's.
 enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struct error *error);
 
+// How many launches, copies and zeroings were recorded.
+// Thread:    any.
+uint32_t gpu_graph_size(const struct gpu_graph *graph);
+
 // Enqueues what was recorded on this stream. False: nothing was enqueued.
 // Thread:    the user's.
 bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph);

@@ -207,6 +207,7 @@ void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
 struct gpu_graph {
     struct gpu_card *card;  // whose runtime keeps it
     cudaGraphExec_t exec;   // ready to be launched
+    uint32_t size;          // nodes
 };
 
 // Calls of other threads that may not be made while something is recorded are none of ours.
@@ -226,6 +227,7 @@ enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struc
     assert(self != NULL);
     assert(out != NULL);
     cudaGraph_t recorded = NULL;
+    size_t nodes = 0;
     enum status status = STATUS_INTERNAL;
     struct gpu_graph *made = calloc(1, sizeof *made);
     cudaError_t result = cudaStreamEndCapture(self->handle, &recorded);
@@ -238,11 +240,13 @@ enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struc
         error_set(error, status, "%s", self->message);
         goto done;
     }
+    if (result == cudaSuccess) result = cudaGraphGetNodes(recorded, NULL, &nodes);
     if (result == cudaSuccess) result = cudaGraphInstantiate(&made->exec, recorded, 0);
     if (result != cudaSuccess) {
         gpu_cuda_fail(error, status, "no CUDA graph", result);
         goto done;
     }
+    made->size = (uint32_t)nodes;
     *out = made;
     made = NULL;
     status = STATUS_OK;
@@ -254,6 +258,12 @@ done:
     self->lacks_memory = false;
     free(made);
     return status;
+}
+
+uint32_t gpu_graph_size(const struct gpu_graph *graph)
+{
+    assert(graph != NULL);
+    return graph->size;
 }
 
 bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)

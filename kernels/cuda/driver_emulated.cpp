@@ -480,6 +480,11 @@ enum status gpu_graph_end(struct gpu_stream *self, struct gpu_graph **out, struc
     return STATUS_OK;
 }
 
+uint32_t gpu_graph_size(const struct gpu_graph *graph)
+{
+    return static_cast<uint32_t>(graph->calls.size());
+}
+
 bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)
 {
     assert(self->recording == nullptr);

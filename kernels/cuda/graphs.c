@@ -111,23 +111,39 @@ static struct recorded_graph *find(struct graphs *self)
     return NULL;
 }
 
-static void drop(struct recorded_graph *item)
+static void drop(struct graphs *self, struct recorded_graph *item)
 {
+    assert(atomic_load(&self->launches) >= item->launches);
+    atomic_fetch_sub(&self->launches, item->launches);
+    item->launches = 0;
     gpu_graph_destroy(&item->graph);
     graph_key_clear(&item->key);
 }
 
-// A free place, or that of the least recently used graph.
-static struct recorded_graph *make_place(struct graphs *self)
+static struct recorded_graph *oldest_of(struct graphs *self)
 {
-    struct recorded_graph *oldest = &self->items[0];
+    struct recorded_graph *oldest = NULL;
     for (uint32_t i = 0; i < GRAPHS_MAX; i++) {
         struct recorded_graph *item = &self->items[i];
-        if (item->graph == NULL) return item;
-        if (item->used < oldest->used) oldest = item;
+        if (item->graph != NULL && (oldest == NULL || item->used < oldest->used)) oldest = item;
     }
-    drop(oldest);
     return oldest;
+}
+
+// A free place, once the least recently used graphs have gone that are in the way of so many
+// launches.
+static struct recorded_graph *make_place(struct graphs *self, uint32_t launches)
+{
+    assert(launches <= GRAPHS_LAUNCHES_MAX);
+    for (;;) {
+        struct recorded_graph *place = NULL;
+        for (uint32_t i = 0; i < GRAPHS_MAX && place == NULL; i++) {
+            if (self->items[i].graph == NULL) place = &self->items[i];
+        }
+        uint64_t all = atomic_load(&self->launches) + launches;
+        if (place != NULL && all <= GRAPHS_LAUNCHES_MAX) return place;
+        drop(self, oldest_of(self));
+    }
 }
 
 // Records the launches of a program over the staging memory; NULL when that fails.
@@ -143,8 +159,14 @@ static struct recorded_graph *record(struct graphs *self, const struct gpu_run *
         gpu_enqueue(&recording);
     }
     if (gpu_graph_end(run->stream, &graph, NULL) != STATUS_OK) return NULL;
-    struct recorded_graph *item = make_place(self);
-    *item = (struct recorded_graph){.key = self->key, .graph = graph};
+    uint32_t launches = gpu_graph_size(graph);
+    if (launches > GRAPHS_LAUNCHES_MAX) {
+        gpu_graph_destroy(&graph);
+        return NULL;
+    }
+    struct recorded_graph *item = make_place(self, launches);
+    *item = (struct recorded_graph){.key = self->key, .graph = graph, .launches = launches};
+    atomic_fetch_add(&self->launches, launches);
     self->key = (struct graph_key){.words = NULL};
     atomic_fetch_add(&self->recorded, 1);
     return item;
@@ -176,7 +198,7 @@ bool graphs_run(struct graphs *self, const struct gpu_run *run, const struct pro
     if (item == NULL) return false;
     bring_inputs(program, staged, run->bindings);
     if (!gpu_graph_launch(run->stream, item->graph)) {
-        drop(item);
+        drop(self, item);
         self->failures += 1;
         return false;
     }
@@ -199,7 +221,7 @@ void graphs_deliver(const struct graphs *self, const struct gpu_run *run,
 void graphs_clear(struct graphs *self)
 {
     assert(self != NULL);
-    for (uint32_t i = 0; i < GRAPHS_MAX; i++) drop(&self->items[i]);
+    for (uint32_t i = 0; i < GRAPHS_MAX; i++) drop(self, &self->items[i]);
 }
 
 void graphs_end(struct graphs *self)

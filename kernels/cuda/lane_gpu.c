@@ -278,7 +278,8 @@ struct lane_graphs gpu_lane_graphs(const struct lane *lane)
 {
     const struct graphs *graphs = &((const struct gpu_lane *)lane)->graphs;
     return (struct lane_graphs){.recorded = atomic_load(&graphs->recorded),
-                                .replayed = atomic_load(&graphs->replayed)};
+                                .replayed = atomic_load(&graphs->replayed),
+                                .launches = atomic_load(&graphs->launches)};
 }
 
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count)

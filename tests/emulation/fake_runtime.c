@@ -339,6 +339,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
     return cudaSuccess;
 }
 
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count)
+{
+    assert_null(nodes);
+    cudaError_t result = begin();
+    if (result == cudaSuccess) *count = ((const struct fake_graph *)(const void *)graph)->count;
+    return result;
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags)
 {
     assert_int_equal(flags, 0);

@@ -354,7 +354,8 @@ static void a_graph_that_fails_anywhere_leaves_a_stream_that_works(void **state)
         assert_int_equal(fake.graphs, 0);
         if (is_past) break;
     }
-    assert_int_equal(without, 7);  // begin, three recorded calls, end, what is made of it, launch
+    // Begin, three recorded calls, end, its size, what is made of it, launch.
+    assert_int_equal(without, 8);
 }
 
 // Everything once, with the n-th call failing; true when all went well.

@@ -4,11 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "kernels/cuda/graph_key.h"
+#include "kernels/cuda/graphs.h"
 #include "tests/unit/models/text_toys.h"
 
-#define GRAPHS_KEPT 24u  // GRAPHS_MAX of kernels/cuda/graphs.h
 #define PROMPTS 4u
+#define SDXL_LAYERS (12u + 32u)
 
 // Texts without weights: those with some encode an empty row beside theirs.
 static const char *const prompts[PROMPTS] = {"a red fox", "two grey geese", "the sea, at night",
@@ -78,6 +78,15 @@ static void expect_graphs(const struct bench *bench, uint64_t recorded, uint64_t
     assert_int_equal(graphs.replayed, replayed);
 }
 
+// As many graphs as a lane keeps, of as many launches as these in all would be with the layers of
+// SDXL, are below the bound.
+static void expect_room_for_sdxl(const struct bench *bench, uint32_t graphs, uint32_t layers)
+{
+    uint64_t launches = lane_graphs(bench->lane).launches;
+    assert_true(launches > (uint64_t)graphs * layers);
+    assert_true(launches * SDXL_LAYERS / layers / graphs * GRAPHS_MAX <= GRAPHS_LAUNCHES_MAX);
+}
+
 // Encodes `count` prompts from `first` on as one batch, on the bench and by plain launches.
 static void check_batch_with(const struct bench *plain, const struct bench *bench, uint32_t first,
                              uint32_t count)
@@ -111,6 +120,7 @@ static void a_program_that_comes_again_is_one_graph_with_the_same_bytes(void **s
         check_batch_with(&plain, &bench, i, 1);  // other ids in the same places
         expect_graphs(&bench, i >= 1, i);
     }
+    expect_room_for_sdxl(&bench, 1, 2 * LAYERS);
     close_bench(&plain);
     close_bench(&bench);
 }
@@ -207,6 +217,7 @@ static void a_stack_that_stays_has_its_graph_and_no_other_gets_it(void **state)
         }
     }
     expect_graphs(&bench, 2, 4);
+    expect_room_for_sdxl(&bench, 2, LAYERS);
     for (int i = 0; i < 2; i++) {
         for (int j = 0; j < 2; j++) text_stack_destroy(&stacks[i][j]);
         text_job_destroy(&plain[0][i]);
@@ -308,8 +319,9 @@ static void marks_and_progress_are_those_of_plain_launches(void **state)
 // ---------------------------------------------------------------------------------------------
 // Small programs
 
-// x = norm(x), some times, and its first element to a slot.
-static struct program *make_small(struct device *device, struct weight *gamma, uint32_t count)
+// x = norm(x), some times, and its first element to a slot, some times.
+static struct program *make_small(struct device *device, struct weight *gamma, uint32_t count,
+                                  uint32_t stores)
 {
     struct error error;
     struct program *program = NULL;
@@ -325,7 +337,9 @@ static struct program *make_small(struct device *device, struct weight *gamma, u
                                                          .epsilon = 1e-5f});
     }
     struct value slot = program_slot(program, 0, 4);
-    program_store(program, &(struct store){.input = x, .output = slot, .count = 1});
+    for (uint32_t i = 0; i < stores; i++) {
+        program_store(program, &(struct store){.input = x, .output = slot, .count = 1});
+    }
     expect_ok(program_finish(program, &error), &error);
     return program;
 }
@@ -344,41 +358,90 @@ static struct weight *make_vector(struct device *device)
     return weight;
 }
 
-static void run_small(struct lane *lane, struct device *device, struct weight *gamma,
-                      uint32_t count)
+// A device with a lane and a weight.
+struct small {
+    struct device *device;
+    struct lane *lane;
+    struct weight *gamma;
+};
+
+static struct small open_small(void)
+{
+    struct error error;
+    struct small self = {.device = NULL};
+    struct device_options options = {.name = "emulated"};
+    expect_ok(device_open(&self.device, &options, &error), &error);
+    expect_ok(lane_create(&self.lane, self.device, &error), &error);
+    self.gamma = make_vector(self.device);
+    return self;
+}
+
+static void close_small(struct small *self)
+{
+    weight_destroy(&self->gamma);
+    lane_destroy(&self->lane);
+    device_close(&self->device);
+}
+
+static void run(const struct small *self, uint32_t count, uint32_t stores)
 {
     float got = 0;
-    struct program *program = make_small(device, gamma, count);
-    expect_ok(lane_reserve(lane, 1 << 16, NULL), NULL);
-    lane_run(lane, program, (void *const[]){&got}, 1);
-    expect_ok(lane_collect(lane, NULL), NULL);
+    struct program *program = make_small(self->device, self->gamma, count, stores);
+    expect_ok(lane_reserve(self->lane, 1 << 16, NULL), NULL);
+    lane_run(self->lane, program, (void *const[]){&got}, 1);
+    expect_ok(lane_collect(self->lane, NULL), NULL);
     program_destroy(&program);
+}
+
+static void graphs_of_too_many_launches_push_out_those_that_were_used_longest_ago(void **state)
+{
+    (void)state;
+    const uint32_t third = GRAPHS_LAUNCHES_MAX / 3 - 8;
+    struct small self = open_small();
+    for (uint32_t i = 1; i <= 4; i++) {
+        run(&self, i, third);
+        run(&self, i, third);
+        assert_in_range(lane_graphs(self.lane).launches, (i < 4 ? i : 3) * third,
+                        GRAPHS_LAUNCHES_MAX);
+    }
+    assert_int_equal(lane_graphs(self.lane).recorded, 4);
+    run(&self, 2, third);  // is there
+    assert_int_equal(lane_graphs(self.lane).recorded, 4);
+    run(&self, 1, third);  // has gone, and comes again
+    assert_int_equal(lane_graphs(self.lane).recorded, 5);
+    expect_ok(lane_reserve(self.lane, 1 << 20, NULL), NULL);  // all go
+    assert_int_equal(lane_graphs(self.lane).launches, 0);
+    close_small(&self);
+}
+
+static void a_program_above_the_bound_of_launches_takes_plain_ones(void **state)
+{
+    (void)state;
+    struct small self = open_small();
+    run(&self, 1, 1);
+    run(&self, 1, 1);
+    for (uint32_t i = 0; i < 2; i++) run(&self, 1, GRAPHS_LAUNCHES_MAX);
+    assert_int_equal(lane_graphs(self.lane).recorded, 1);
+    assert_in_range(lane_graphs(self.lane).launches, 2, 8);  // the small one is there still
+    close_small(&self);
 }
 
 static void a_lane_keeps_the_graphs_that_were_used_last(void **state)
 {
     (void)state;
-    struct error error;
-    struct device *device = NULL;
-    struct lane *lane = NULL;
-    struct device_options options = {.name = "emulated"};
-    expect_ok(device_open(&device, &options, &error), &error);
-    expect_ok(lane_create(&lane, device, &error), &error);
-    struct weight *gamma = make_vector(device);
-    for (uint32_t i = 1; i <= GRAPHS_KEPT + 1; i++) {
-        run_small(lane, device, gamma, i);
-        run_small(lane, device, gamma, i);
-        run_small(lane, device, gamma, 1);  // stays
+    struct small self = open_small();
+    for (uint32_t i = 1; i <= GRAPHS_MAX + 1; i++) {
+        run(&self, i, 1);
+        run(&self, i, 1);
+        run(&self, 1, 1);  // stays
     }
-    assert_int_equal(lane_graphs(lane).recorded, GRAPHS_KEPT + 1);
-    run_small(lane, device, gamma, 1);
-    run_small(lane, device, gamma, GRAPHS_KEPT + 1);
-    assert_int_equal(lane_graphs(lane).recorded, GRAPHS_KEPT + 1);
-    run_small(lane, device, gamma, 2);  // went for the last one, and comes again
-    assert_int_equal(lane_graphs(lane).recorded, GRAPHS_KEPT + 2);
-    weight_destroy(&gamma);
-    lane_destroy(&lane);
-    device_close(&device);
+    assert_int_equal(lane_graphs(self.lane).recorded, GRAPHS_MAX + 1);
+    run(&self, 1, 1);
+    run(&self, GRAPHS_MAX + 1, 1);
+    assert_int_equal(lane_graphs(self.lane).recorded, GRAPHS_MAX + 1);
+    run(&self, 2, 1);  // went for the last one, and comes again
+    assert_int_equal(lane_graphs(self.lane).recorded, GRAPHS_MAX + 2);
+    close_small(&self);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -580,6 +643,8 @@ int main(void)
         cmocka_unit_test(a_graph_that_is_cancelled_ends_so_and_runs_again),
         cmocka_unit_test(marks_and_progress_are_those_of_plain_launches),
         cmocka_unit_test(a_lane_keeps_the_graphs_that_were_used_last),
+        cmocka_unit_test(graphs_of_too_many_launches_push_out_those_that_were_used_longest_ago),
+        cmocka_unit_test(a_program_above_the_bound_of_launches_takes_plain_ones),
         cmocka_unit_test(a_key_differs_whatever_differs),
         cmocka_unit_test(a_program_with_other_operations_has_no_key),
     };

@@ -2,7 +2,13 @@
 
 #include "actors/ledger.h"
 
+#include "actors/executor_state.h"
+#include "kernels/cuda/graphs.h"
 #include "tests/test.h"
+
+// A service may have two lanes of texts unless the configuration says otherwise.
+_Static_assert(2 * GRAPHS_BYTES_MAX <= ((uint64_t)EXECUTOR_MARGIN_GPU_MB << 20) / 3,
+               "graphs leave most of the margin to others");
 
 static void what_is_free_is_the_lesser_of_system_and_limit(void **state)
 {
