@@ -107,6 +107,19 @@ def test_a_full_card_gets_no_worker_until_there_is_room_and_its_clients_are_serv
         until_on_the_device(daemon, client, name, wanted)
 
 
+def test_the_first_job_of_a_full_card_goes_by_the_host_to_the_other(make_two):
+    daemon = make_two(total=64)
+    events = daemon.events
+    session = session_of(daemon)
+    assert lease(session, acquire_bytes=44 * MB, device=card(daemon, "cuda:1").uuid).code == pb.OK
+    with luna.connect(daemon.ipc) as client:
+        image = to_numpy(client.decode_latent(Array(LATENT, OTHER)))
+        assert daemon.service("vae").device == "cuda:0" and transport(daemon).device_bytes == 0
+        assert "device lease of cuda:1: no worker" in events.wait_topic("request.failed", code=pb.NOT_FOUND).message
+        assert np.array_equal(image, daemon.connect(shared_memory=False).decode_latent(LATENT))
+    session.close()
+
+
 def test_where_no_more_workers_are_allowed_its_clients_are_served_by_the_host(make_two):
     daemon = make_two({"scaling.vae_workers": "0-1"})
     plain = daemon.connect(shared_memory=False)
