@@ -1,9 +1,11 @@
 // device_gpu.c - opening a GPU, and its class. Names are "cuda:0" or "emulated"; behind a further
 // colon stands the storage type of a fast device, "cuda:0:f16", bf16 where it is not said.
 //
-// $LUNA_CUDA_CONVOLUTION says which kernel convolves 16-bit activations: "mma", which every card
-// has and which is the default; "wgmma", for compute capability 9.0 alone, any other card is
-// refused; or "auto", wgmma where the card has it and mma elsewhere, for a machine with both.
+// $LUNA_CUDA_CONVOLUTION says which kernel convolves 16-bit activations, $LUNA_CUDA_LINEARS which
+// one multiplies the 16-bit operands of linears: "mma", which every card has and which is the
+// default; "wgmma", for compute capability 9.0 alone, any other card is refused; or "auto", wgmma
+// where the card has it and mma elsewhere, for a machine with both. Linears may also be
+// "cublaslt", the vendor's library (driver_blas.h), and "own" is mma.
 
 #include "kernels/cuda/device_gpu.h"
 
@@ -108,24 +110,32 @@ static enum status read_name(struct gpu_name *out, const char *name, struct erro
     return STATUS_OK;
 }
 
-static enum status choose_convolution(bool *out, const struct gpu_facts *facts, struct error *error)
+// What a variable of the environment says about kernels: mma, wgmma or auto.
+static enum status choose_wgmma(bool *out, const char *variable, const char *name,
+                                const struct gpu_facts *facts, struct error *error)
 {
-    const char *name = getenv("LUNA_CUDA_CONVOLUTION");
     bool has_wgmma = strcmp(facts->capability, "9.0") == 0;
-    bool is_wgmma = name != NULL && strcmp(name, "wgmma") == 0;
-    bool is_auto = name != NULL && strcmp(name, "auto") == 0;
-    if (name != NULL && !is_wgmma && !is_auto && strcmp(name, "mma") != 0) {
+    bool is_wgmma = strcmp(name, "wgmma") == 0;
+    bool is_auto = strcmp(name, "auto") == 0;
+    if (!is_wgmma && !is_auto && strcmp(name, "mma") != 0) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "LUNA_CUDA_CONVOLUTION is \"%s\", neither mma nor wgmma nor auto", name);
+                         "%s is \"%s\", neither mma nor wgmma nor auto", variable, name);
     }
     if (is_wgmma && !has_wgmma) {
         return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "LUNA_CUDA_CONVOLUTION is wgmma, which needs compute capability 9.0: %s "
-                         "has %s",
+                         "%s is wgmma, which needs compute capability 9.0: %s has %s", variable,
                          facts->label, facts->capability);
     }
     *out = is_wgmma || (is_auto && has_wgmma);
     return STATUS_OK;
+}
+
+static enum status choose_convolution(struct gpu_device *self, struct error *error)
+{
+    const char *name = getenv("LUNA_CUDA_CONVOLUTION");
+    if (name == NULL) return STATUS_OK;
+    return choose_wgmma(&self->has_wgmma, "LUNA_CUDA_CONVOLUTION", name, gpu_describe(self->card),
+                        error);
 }
 
 static void fill_info(struct device_info *info, const char *name, const struct gpu_facts *facts)
@@ -137,25 +147,29 @@ static void fill_info(struct device_info *info, const char *name, const struct g
     snprintf(info->capability, sizeof info->capability, "%s", facts->capability);
 }
 
-// Who makes the products of linears: $LUNA_CUDA_LINEARS, our own kernels where it is not set. A
-// library that is not there is no reason not to work.
-static enum status open_blas(struct gpu_device *self, struct error *error)
+// A library that is not there is no reason not to work.
+static void open_blas(struct gpu_device *self)
 {
-    const char *wanted = getenv("LUNA_CUDA_LINEARS");
     char *note = self->base.info.note;
     struct error why;
-    if (wanted == NULL || strcmp(wanted, "own") == 0) return STATUS_OK;
-    if (strcmp(wanted, "cublaslt") != 0) {
-        return error_set(error, STATUS_INVALID_ARGUMENT,
-                         "LUNA_CUDA_LINEARS is \"%s\", it may be own or cublaslt", wanted);
-    }
     if (gpu_blas_open(&self->blas, self->card, &why) == STATUS_OK) {
         snprintf(note, sizeof self->base.info.note, "linears by %s", gpu_blas_name(self->blas));
     } else {
         snprintf(note, sizeof self->base.info.note, "linears by our own kernels: %.200s",
                  why.message);
     }
-    return STATUS_OK;
+}
+
+static enum status choose_linears(struct gpu_device *self, struct error *error)
+{
+    const char *name = getenv("LUNA_CUDA_LINEARS");
+    if (name == NULL || strcmp(name, "own") == 0) return STATUS_OK;
+    if (strcmp(name, "cublaslt") == 0) {
+        open_blas(self);
+        return STATUS_OK;
+    }
+    return choose_wgmma(&self->has_wgmma_linears, "LUNA_CUDA_LINEARS", name,
+                        gpu_describe(self->card), error);
 }
 
 static enum status open_gpu(struct device **out, const struct device_options *options,
@@ -170,7 +184,7 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     if (self == NULL) return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for a device");
     status = gpu_open(&self->card, name.number, error);
     if (status != STATUS_OK) goto done;
-    status = choose_convolution(&self->has_wgmma, gpu_describe(self->card), error);
+    status = choose_convolution(self, error);
     if (status != STATUS_OK) goto done;
     self->base.class = &gpu_class;
     self->storage = options->precision_fast ? name.fast_type : DTYPE_F32;
@@ -178,7 +192,8 @@ static enum status open_gpu(struct device **out, const struct device_options *op
     self->has_no_graphs = graphs != NULL && strcmp(graphs, "0") == 0;
     self->base.info.activation_bytes = dtype_bytes(self->storage);
     fill_info(&self->base.info, options->name, gpu_describe(self->card));
-    status = open_blas(self, error);
+    self->multiprocessors = gpu_describe(self->card)->multiprocessors;
+    status = choose_linears(self, error);
     if (status != STATUS_OK) goto done;
     *out = &self->base;
     self = NULL;

@@ -12,12 +12,14 @@
 #include "kernels/device.h"
 
 struct gpu_device {
-    struct device base;     // what every device has
-    struct gpu_card *card;  // opened by the driver
-    struct gpu_blas *blas;  // makes the products of linears; NULL: our own kernels do
-    bool has_no_graphs;     // its lanes run plain launches alone: $LUNA_CUDA_GRAPHS is 0
-    enum dtype storage;     // of activations: f32, or f16 and bf16 where precision is fast
-    bool has_wgmma;         // convolutions of 16 bits run convolution_wgmma.cu
+    struct device base;        // what every device has
+    struct gpu_card *card;     // opened by the driver
+    struct gpu_blas *blas;     // makes the products of linears; NULL: our own kernels do
+    bool has_no_graphs;        // its lanes run plain launches alone: $LUNA_CUDA_GRAPHS is 0
+    enum dtype storage;        // of activations: f32, or f16 and bf16 where precision is fast
+    bool has_wgmma;            // convolutions of 16 bits run convolution_wgmma.cu
+    bool has_wgmma_linears;    // and products of linears multiply_wgmma.cu
+    uint32_t multiprocessors;  // of the card
 };
 
 // A weight in device memory: vectors as float32, tables and the matrices of a faithful device as
@@ -37,7 +39,17 @@ struct gpu_run {
     uint8_t *arena;                     // device memory
     void *const *bindings;              // host memory, or a loan's
     const struct operation *operation;  //
+    const struct operation *before;     // those around it; NULL: none
+    const struct operation *behind;     //
 };
+
+// The run of a program's i-th operation.
+static inline void gpu_run_go(struct gpu_run *run, const struct program *program, uint32_t i)
+{
+    run->operation = &program->operations[i];
+    run->before = i > 0 ? run->operation - 1 : NULL;
+    run->behind = i + 1 < program->operations_count ? run->operation + 1 : NULL;
+}
 
 static inline const struct gpu_weight *gpu_weight_of(const struct weight *weight)
 {
@@ -76,6 +88,15 @@ uint64_t gpu_simple_bytes(const struct operation *op);
 // serve as they are.
 // Thread:    any.
 uint32_t gpu_linear_parts(const struct gpu_device *device, enum dtype weight_type);
+
+// Whether a layer norm splits its output for the linear behind it: then that one need not.
+// Thread:    any.
+bool gpu_norm_splits(const struct gpu_device *device, const struct operation *norm,
+                     const struct operation *linear);
+
+// How the input of a linear is split, and where to in its workspace.
+// Thread:    the lane's.
+struct gpu_split gpu_linear_split(const struct gpu_run *run, const struct operation *linear);
 
 // Each enqueues its operations.
 // Thread:    the lane's.

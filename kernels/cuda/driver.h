@@ -58,10 +58,11 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
 void gpu_close(struct gpu_card **self_p);
 
 struct gpu_facts {
-    char label[96];      // the card's name, for people
-    char driver[64];     // with its version
-    char uuid[48];       // "GPU-..."
-    char capability[8];  // "8.9"
+    char label[96];            // the card's name, for people
+    char driver[64];           // with its version
+    char uuid[48];             // "GPU-..."
+    char capability[8];        // "8.9"
+    uint32_t multiprocessors;  // that run blocks side by side
 };
 
 // What the card is. The result lives as long as the card.

@@ -70,6 +70,7 @@ static enum status read_card(uint32_t number, struct gpu_facts *out, struct erro
     snprintf(out->label, sizeof out->label, "%.80s", properties.name);
     snprintf(out->capability, sizeof out->capability, "%d.%d", properties.major % 100,
              properties.minor % 100);
+    out->multiprocessors = (uint32_t)properties.multiProcessorCount;
     snprintf(out->uuid, sizeof out->uuid,
              "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", id[0],
              id[1], id[2], id[3], id[4], id[5], id[6], id[7], id[8], id[9], id[10], id[11], id[12],

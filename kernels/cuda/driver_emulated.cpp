@@ -57,6 +57,10 @@ struct gpu_graph {
 namespace
 {
 
+// As many as make both kinds of products from a few rows on: those whose slices have blocks of
+// their own and those whose have not.
+constexpr uint32_t MULTIPROCESSORS = 3;
+
 // The emulator has one device and runs one launch; this lock orders its users. How its memory
 // stands can be read without it, since a launch takes seconds here.
 // Who waits goes first: a lane that launches without a pause would else keep others out.
@@ -324,6 +328,7 @@ enum status gpu_open(struct gpu_card **out, uint32_t number, struct error *error
     const char *capability = getenv("LUNA_EMULATION_CAPABILITY");
     snprintf(facts->capability, sizeof facts->capability, "%s",
              capability == nullptr ? "9.0" : capability);
+    facts->multiprocessors = MULTIPROCESSORS;
     *out = self;
     return STATUS_OK;
 }

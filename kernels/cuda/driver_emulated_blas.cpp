@@ -55,6 +55,8 @@ void multiply(struct gpu_stream *stream, const struct gpu_blas_product *product)
     mma.k = shape.k;
     mma.a_pitch = shape.a_pitch;
     mma.b_pitch = shape.b_pitch;
+    mma.parts = 1;
+    mma.slices = gpu_product_slices(shape.n, shape.k);
     mma.is_bf16 = shape.type == DTYPE_BF16;
     gpu_launch_multiply_mma(stream, &mma);
 }
@@ -111,13 +113,15 @@ void gpu_blas_multiply(struct gpu_blas *self, struct gpu_stream *stream,
              static_cast<char *>(product->workspace) + GPU_BLAS_WORKSPACE_BYTES - WRITTEN_BYTES,
              WRITTEN_BYTES);
     if (product->bias == nullptr) return;
-    struct gpu_join join = {};
-    join.products = product->c;
-    join.bias = product->bias;
-    join.parts = 1;
-    join.rows = product->m;
-    join.k = product->choice->shape.n;
-    gpu_launch_join_parts(stream, &join);
+    struct gpu_finish finish = {};
+    finish.sums = product->c;
+    finish.bias = product->bias;
+    finish.output = product->c;
+    finish.addends = 1;
+    finish.storage = DTYPE_F32;
+    finish.rows = product->m;
+    finish.k = product->choice->shape.n;
+    gpu_launch_finish_linear(stream, &finish);
 }
 
 }  // extern "C"

@@ -83,15 +83,18 @@ static void enqueue_gather(const struct gpu_run *run, const struct gather *op)
 
 static void enqueue_layer_norm(const struct gpu_run *run, const struct layer_norm *op)
 {
-    gpu_launch_layer_norm(run->stream,
-                          &(struct gpu_layer_norm){.input = gpu_address(run, &op->input),
-                                                   .output = gpu_address(run, &op->output),
-                                                   .gamma = gpu_weight_data(op->gamma),
-                                                   .beta = gpu_weight_data(op->beta),
-                                                   .rows = op->rows,
-                                                   .width = op->width,
-                                                   .epsilon = op->epsilon,
-                                                   .storage = run->device->storage});
+    struct gpu_layer_norm norm = {.input = gpu_address(run, &op->input),
+                                  .output = gpu_address(run, &op->output),
+                                  .gamma = gpu_weight_data(op->gamma),
+                                  .beta = gpu_weight_data(op->beta),
+                                  .rows = op->rows,
+                                  .width = op->width,
+                                  .epsilon = op->epsilon,
+                                  .storage = run->device->storage};
+    if (gpu_norm_splits(run->device, run->operation, run->behind)) {
+        norm.next = gpu_linear_split(run, run->behind);
+    }
+    gpu_launch_layer_norm(run->stream, &norm);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -246,6 +249,12 @@ static bool takes_mma(const struct gpu_device *device, const struct attention *o
            is_aligned(&op->output, op->heads * op->head_width);
 }
 
+static bool is_short(const struct gpu_device *device, const struct attention *op)
+{
+    return device->storage == DTYPE_F32 && op->tokens <= GPU_SHORT_TOKENS_MAX &&
+           op->head_width <= GPU_SHORT_HEAD_MAX;
+}
+
 void gpu_enqueue_attention(const struct gpu_run *run)
 {
     const struct attention *op = &run->operation->attention;
@@ -265,6 +274,8 @@ void gpu_enqueue_attention(const struct gpu_run *run)
                                       .storage = run->device->storage};
     if (takes_mma(run->device, op)) {
         gpu_launch_attention_mma(run->stream, &arguments);
+    } else if (is_short(run->device, op)) {
+        gpu_launch_attention_short(run->stream, &arguments);
     } else {
         gpu_launch_attention_plain(run->stream, &arguments);
     }

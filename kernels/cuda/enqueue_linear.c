@@ -2,8 +2,12 @@
 //
 // The product is always sums in float32 in the workspace. On a fast device both operands are 16-bit
 // already. On a faithful one the weight stays as the file has it: fp16 and bf16 weights are
-// multiplied by activations that were split into two or three 16-bit parts, stacked as rows, so
-// that the weight streams once; float32 weights are multiplied in float32.
+// multiplied by activations that were split into two or three 16-bit parts, so that the weight
+// streams once; float32 weights are multiplied in float32. A layer norm in front of a linear splits
+// its rows by the way.
+//
+// The product may leave its sums in addends, slices of the columns or the parts of the input; one
+// launch adds them up and does the rest. Only where adapters come between are there two.
 //
 // Where the device has a library for products (driver_blas.h) it makes them, in blocks of at most
 // GPU_BLAS_ROWS_MAX rows: an algorithm is good for a range of rows, and its workspace grows with
@@ -16,13 +20,15 @@
 
 // Offsets in the workspace.
 struct layout {
-    uint64_t products;   // [parts, rows, k] sums
+    uint64_t products;   // [addends, rows, k] sums
     uint64_t inner;      // [row_count, rank] of each adapter
     uint64_t operand;    // [parts, rows, pitch] 16-bit parts of the input
     uint64_t scales;     // [rows]
     uint64_t workspace;  // of the library, where it makes the product
     uint64_t bytes;      // of all
     uint32_t parts;      // 1 where the input serves as it is
+    uint32_t slices;     // of the columns, where our own kernel multiplies 16-bit operands
+    uint32_t addends;    // of each sum
 };
 
 uint32_t gpu_linear_parts(const struct gpu_device *device, enum dtype weight_type)
@@ -39,12 +45,31 @@ static uint64_t take(uint64_t *at, uint64_t bytes)
     return begin;
 }
 
+// The parts of a library's sums are apart; the slices of ours, where the card has room for more
+// blocks than there are tiles.
+static void count_addends(struct layout *layout, const struct gpu_device *device,
+                          const struct linear *op)
+{
+    const struct gpu_weight *weight = gpu_weight_of(op->weight);
+    layout->parts = gpu_linear_parts(device, weight->type);
+    layout->slices = 1;
+    layout->addends = 1;
+    if (weight->choice != NULL) {
+        layout->addends = layout->parts;
+    } else if (weight->type != DTYPE_F32) {
+        layout->slices = gpu_product_slices(op->k, op->c);
+        bool is_apart = gpu_product_tiles(op->rows, op->k) < device->multiprocessors;
+        if (is_apart) layout->addends = layout->slices;
+    }
+}
+
 static struct layout layout_of(const struct gpu_device *device, const struct linear *op)
 {
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
-    struct layout layout = {.parts = gpu_linear_parts(device, weight->type)};
+    struct layout layout;
+    count_addends(&layout, device, op);
     uint64_t at = 0;
-    layout.products = take(&at, (uint64_t)layout.parts * op->rows * op->k * sizeof(float));
+    layout.products = take(&at, (uint64_t)layout.addends * op->rows * op->k * sizeof(float));
     layout.inner = at;
     for (uint32_t i = 0; i < op->low_rank_count; i++) {
         const struct low_rank *path = &op->low_rank[i];
@@ -65,21 +90,41 @@ uint64_t gpu_linear_bytes(const struct gpu_device *device, const struct linear *
     return layout_of(device, op).bytes;
 }
 
-static void enqueue_split(const struct gpu_run *run, const struct linear *op,
-                          const struct layout *layout, struct gpu_product_mma *product)
+struct gpu_split gpu_linear_split(const struct gpu_run *run, const struct operation *operation)
 {
+    const struct linear *op = &operation->linear;
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
-    void *parts = gpu_workspace(run, layout->operand);
-    gpu_launch_split(run->stream, &(struct gpu_split){.input = gpu_address(run, &op->input),
-                                                      .parts = parts,
-                                                      .scales = gpu_workspace(run, layout->scales),
-                                                      .rows = op->rows,
-                                                      .c = op->c,
-                                                      .pitch = weight->pitch,
-                                                      .is_bf16 = product->is_bf16});
-    product->a = parts;
-    product->m = layout->parts * op->rows;
-    product->a_pitch = weight->pitch;
+    struct layout layout = layout_of(run->device, op);
+    uint8_t *workspace = run->arena + operation->workspace.offset;
+    assert(layout.parts > 1);
+    return (struct gpu_split){.input = gpu_address(run, &op->input),
+                              .parts = workspace + layout.operand,
+                              .scales = (float *)(void *)(workspace + layout.scales),
+                              .rows = op->rows,
+                              .c = op->c,
+                              .pitch = weight->pitch,
+                              .is_bf16 = weight->type == DTYPE_BF16};
+}
+
+static bool overlap(const struct value *a, const struct value *b)
+{
+    return a->offset < b->offset + b->bytes && b->offset < a->offset + a->bytes;
+}
+
+// Rows are split while others are still read, so the workspace must lie elsewhere.
+bool gpu_norm_splits(const struct gpu_device *device, const struct operation *norm,
+                     const struct operation *linear)
+{
+    if (norm == NULL || norm->kind != OPERATION_LAYER_NORM) return false;
+    if (linear == NULL || linear->kind != OPERATION_LINEAR) return false;
+    const struct layer_norm *from = &norm->layer_norm;
+    const struct linear *to = &linear->linear;
+    if (gpu_linear_parts(device, gpu_weight_of(to->weight)->type) == 1) return false;
+    if (to->input.place != from->output.place || to->input.offset != from->output.offset) {
+        return false;
+    }
+    return to->rows == from->rows && to->c == from->width &&
+           !overlap(&linear->workspace, &from->input);
 }
 
 // Rows of the (maybe split) input in blocks.
@@ -88,12 +133,13 @@ static void enqueue_library(const struct gpu_run *run, const struct linear *op,
 {
     const struct gpu_weight *weight = gpu_weight_of(op->weight);
     uint64_t a_bytes = (uint64_t)whole->a_pitch * dtype_bytes(weight->type);
+    uint32_t rows = layout->parts * op->rows;
     struct gpu_blas_product block = {.choice = weight->choice,
                                      .b = whole->b,
                                      .workspace = gpu_workspace(run, layout->workspace)};
     if (layout->parts == 1) block.bias = gpu_weight_data(op->bias);
-    for (uint32_t row = 0; row < whole->m; row += block.m) {
-        uint32_t left = whole->m - row;
+    for (uint32_t row = 0; row < rows; row += block.m) {
+        uint32_t left = rows - row;
         block.m = left < GPU_BLAS_ROWS_MAX ? left : GPU_BLAS_ROWS_MAX;
         block.a = (const uint8_t *)whole->a + row * a_bytes;
         block.c = whole->c + (uint64_t)row * whole->n;
@@ -125,19 +171,25 @@ static void enqueue_products(const struct gpu_run *run, const struct linear *op,
                                       .k = op->c,
                                       .a_pitch = op->c,
                                       .b_pitch = weight->pitch,
+                                      .parts = layout->parts,
+                                      .slices = layout->slices,
+                                      .is_apart = layout->addends > 1,
                                       .is_bf16 = weight->type == DTYPE_BF16};
-    if (layout->parts > 1) enqueue_split(run, op, layout, &product);
+    if (layout->parts > 1) {
+        struct gpu_split split = gpu_linear_split(run, run->operation);
+        if (!gpu_norm_splits(run->device, run->before, run->operation)) {
+            gpu_launch_split(run->stream, &split);
+        }
+        product.a = split.parts;
+        product.a_pitch = split.pitch;
+    }
     if (weight->choice != NULL) {
         enqueue_library(run, op, layout, &product);
+    } else if (run->device->has_wgmma_linears) {
+        gpu_launch_multiply_wgmma(run->stream, &product);
     } else {
         gpu_launch_multiply_mma(run->stream, &product);
     }
-}
-
-// Whether what is in the sums lacks something: parts, or a bias that nobody added.
-static bool needs_join(const struct linear *op, const struct layout *layout)
-{
-    return layout->parts > 1 || (op->bias != NULL && gpu_weight_of(op->weight)->choice == NULL);
 }
 
 static struct gpu_path path_of(const struct low_rank *path, float *inner)
@@ -188,22 +240,27 @@ void gpu_enqueue_linear(const struct gpu_run *run)
     const struct linear *op = &run->operation->linear;
     struct layout layout = layout_of(run->device, op);
     float *sums = gpu_workspace(run, layout.products);
+    bool has_bias = layout.parts == 1 && gpu_weight_of(op->weight)->choice != NULL;
+    struct gpu_finish finish = {.sums = sums,
+                                .scales =
+                                    layout.parts > 1 ? gpu_workspace(run, layout.scales) : NULL,
+                                .bias = has_bias ? NULL : gpu_weight_data(op->bias),
+                                .output = sums,
+                                .addends = layout.addends,
+                                .rows = op->rows,
+                                .k = op->k,
+                                .storage = DTYPE_F32};
     enqueue_products(run, op, &layout);
-    if (needs_join(op, &layout)) {
-        float *scales = layout.parts > 1 ? gpu_workspace(run, layout.scales) : NULL;
-        gpu_launch_join_parts(run->stream, &(struct gpu_join){.products = sums,
-                                                              .scales = scales,
-                                                              .bias = gpu_weight_data(op->bias),
-                                                              .parts = layout.parts,
-                                                              .rows = op->rows,
-                                                              .k = op->k});
+    if (op->low_rank_count > 0) {
+        gpu_launch_finish_linear(run->stream, &finish);
+        enqueue_paths(run, op, &layout);
+        finish.scales = NULL;
+        finish.bias = NULL;
+        finish.addends = 1;
     }
-    enqueue_paths(run, op, &layout);
-    gpu_launch_finish_linear(run->stream,
-                             &(struct gpu_finish){.sums = sums,
-                                                  .residual = gpu_address(run, &op->residual),
-                                                  .output = gpu_address(run, &op->output),
-                                                  .count = (uint64_t)op->rows * op->k,
-                                                  .activation = activation_of(op->activation),
-                                                  .storage = run->device->storage});
+    finish.activation = activation_of(op->activation);
+    finish.residual = gpu_address(run, &op->residual);
+    finish.output = gpu_address(run, &op->output);
+    finish.storage = run->device->storage;
+    gpu_launch_finish_linear(run->stream, &finish);
 }

@@ -142,6 +142,8 @@ __device__ __forceinline__ uint64_t columns_at(uint32_t address)
         "+f"(d[i + 6]), "+f"(d[i + 7])
 #define GPU_GROUP_SUMS_32(i)                                                                       \
     GPU_GROUP_SUMS_8(i), GPU_GROUP_SUMS_8(i + 8), GPU_GROUP_SUMS_8(i + 16), GPU_GROUP_SUMS_8(i + 24)
+#define GPU_GROUP_SUMS_40(i)                                                                       \
+    GPU_GROUP_SUMS_32(i), GPU_GROUP_SUMS_8(i + 32)
 #define GPU_GROUP_OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(columns)
 #define GPU_GROUP_MMA_16(type)                                                                     \
     asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                    \
@@ -172,6 +174,27 @@ __device__ __forceinline__ uint64_t columns_at(uint32_t address)
                  "{%64, %65, %66, %67}, %68, add, 1, 1, 0;\n}"                                     \
                  : GPU_GROUP_SUMS_32(0), GPU_GROUP_SUMS_32(32)                                     \
                  : GPU_GROUP_OPERANDS)
+#define GPU_GROUP_MMA_80(type)                                                                     \
+    asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                    \
+                 "wgmma.mma_async.sync.aligned.m64n80k16.f32." type "." type "\n"                  \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13,\n"                  \
+                 "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27,\n"         \
+                 "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39},\n"                  \
+                 "{%40, %41, %42, %43}, %44, add, 1, 1, 0;\n}"                                     \
+                 : GPU_GROUP_SUMS_40(0)                                                            \
+                 : GPU_GROUP_OPERANDS)
+#define GPU_GROUP_MMA_160(type)                                                                    \
+    asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                    \
+                 "wgmma.mma_async.sync.aligned.m64n160k16.f32." type "." type "\n"                 \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13,\n"                  \
+                 "%14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27,\n"         \
+                 "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41,\n"         \
+                 "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55,\n"         \
+                 "%56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69,\n"         \
+                 "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79},\n"                            \
+                 "{%80, %81, %82, %83}, %84, add, 1, 1, 0;\n}"                                     \
+                 : GPU_GROUP_SUMS_40(0), GPU_GROUP_SUMS_40(40)                                     \
+                 : GPU_GROUP_OPERANDS)
 
 // Starts d [64, N] += a [64, 16] b [16, N] with float32 sums: a warp has 16 rows of a and of d, laid
 // out as multiply has them, d[4 i + ...] for columns 8 i and on; b's columns are at columns_at.
@@ -180,12 +203,17 @@ __device__ __forceinline__ void group_multiply(float *d, const uint32_t *a,
                                                uint64_t columns GPU_NEXT_SITE)
 {
     constexpr bool IS_BF16 = is_bf16<T>::value;
-    static_assert(N == 16 || N == 64 || N == 128, "only what is used has a body");
+    static_assert(N == 16 || N == 64 || N == 80 || N == 128 || N == 160,
+                  "only what is used has a body");
 #ifdef __CUDACC__
     if constexpr (N == 16 && IS_BF16) GPU_GROUP_MMA_16("bf16");
     if constexpr (N == 16 && !IS_BF16) GPU_GROUP_MMA_16("f16");
     if constexpr (N == 64 && IS_BF16) GPU_GROUP_MMA_64("bf16");
     if constexpr (N == 64 && !IS_BF16) GPU_GROUP_MMA_64("f16");
+    if constexpr (N == 80 && IS_BF16) GPU_GROUP_MMA_80("bf16");
+    if constexpr (N == 80 && !IS_BF16) GPU_GROUP_MMA_80("f16");
+    if constexpr (N == 160 && IS_BF16) GPU_GROUP_MMA_160("bf16");
+    if constexpr (N == 160 && !IS_BF16) GPU_GROUP_MMA_160("f16");
     if constexpr (N == 128 && IS_BF16) GPU_GROUP_MMA_128("bf16");
     if constexpr (N == 128 && !IS_BF16) GPU_GROUP_MMA_128("f16");
 #else

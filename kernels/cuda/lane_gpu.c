@@ -64,7 +64,7 @@ static uint32_t launch_operations(struct gpu_lane *self, struct gpu_run *run,
 {
     uint32_t done = 0;
     for (uint32_t i = 0; i < program->operations_count && !is_cancelled(self); i++) {
-        run->operation = &program->operations[i];
+        gpu_run_go(run, program, i);
         gpu_enqueue(run);
         gpu_step_end(self->stream, i);
         if (i + 1 < GPU_STEPS_MAX) continue;

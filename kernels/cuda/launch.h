@@ -23,6 +23,17 @@ extern "C" {
 // ---------------------------------------------------------------------------------------------
 // Rows
 
+// float32 activations as a sum of 16-bit parts, stacked as rows [parts, rows, pitch]; columns from
+// c on are zero. fp16: two parts of x / scale, where scale is a power of two for each row, so that
+// nothing overflows or gets lost; bf16: three parts, scale is 1.
+struct gpu_split {
+    const float *input;  // [rows, c]
+    void *parts;         // [parts, rows, pitch]; NULL: none
+    float *scales;       // [rows]
+    uint32_t rows, c, pitch;
+    bool is_bf16;
+};
+
 struct gpu_layer_norm {
     const void *input;          // [rows, width]
     void *output;               // may be the input
@@ -30,6 +41,7 @@ struct gpu_layer_norm {
     uint32_t rows, width;
     float epsilon;
     enum dtype storage;
+    struct gpu_split next;  // of the output, by the way; no parts: not wanted
 };
 // Thread:    the stream's user's, as for all of these.
 void gpu_launch_layer_norm(struct gpu_stream *stream, const struct gpu_layer_norm *arguments);
@@ -208,16 +220,7 @@ uint32_t gpu_convolution_mma_slots(const struct gpu_convolution *arguments);
 // ---------------------------------------------------------------------------------------------
 // Linear
 
-// float32 activations as a sum of 16-bit parts, stacked as rows [parts, rows, pitch]; columns from
-// c on are zero. fp16: two parts of x / scale, where scale is a power of two for each row, so that
-// nothing overflows or gets lost; bf16: three parts, scale is 1.
-struct gpu_split {
-    const float *input;  // [rows, c]
-    void *parts;
-    float *scales;  // [rows]
-    uint32_t rows, c, pitch;
-    bool is_bf16;
-};
+// The parts of all rows.
 void gpu_launch_split(struct gpu_stream *stream, const struct gpu_split *arguments);
 
 struct gpu_product_plain {
@@ -229,16 +232,31 @@ struct gpu_product_plain {
 void gpu_launch_multiply_plain(struct gpu_stream *stream,
                                const struct gpu_product_plain *arguments);
 
-// 16-bit operands; slow where a pitch is not a multiple of 8.
+// 16-bit operands; slow where a pitch is not a multiple of 8. The columns are summed in slices.
 struct gpu_product_mma {
-    const void *a, *b;          // [m, k], [n, k]; rows of a_pitch and b_pitch elements
-    float *c;                   // [m, n]
+    const void *a;              // [parts, m, k]: its parts are summed; rows of a_pitch elements
+    const void *b;              // [n, k]; rows of b_pitch elements
+    float *c;                   // [m, n], or [slices, m, n] where they are apart
     uint32_t m, n, k;           //
     uint32_t a_pitch, b_pitch;  // elements
+    uint32_t parts;             // of a: 1, or as gpu_split makes them
+    uint32_t slices;            // gpu_product_slices(n, k)
+    bool is_apart;              // each slice's sums for themselves, to be added in their order
     bool is_bf16;               // else fp16
 };
-// c = a b^T with sums in float32, whose order depends on n and k alone.
+// c = a b^T with sums in float32, whose order depends on n and k alone: apart and added in order,
+// slices make the same bits.
 void gpu_launch_multiply_mma(struct gpu_stream *stream, const struct gpu_product_mma *arguments);
+
+// The same by the instructions of compute capability 9.0 alone.
+void gpu_launch_multiply_wgmma(struct gpu_stream *stream, const struct gpu_product_mma *arguments);
+
+// How many tiles c has.
+// Thread:    any.
+uint32_t gpu_product_tiles(uint32_t m, uint32_t n);
+// How many slices the columns of a and b are cut into, 1 or more.
+// Thread:    any.
+uint32_t gpu_product_slices(uint32_t n, uint32_t k);
 
 // One adapter of a linear.
 struct gpu_path {
@@ -269,21 +287,14 @@ void gpu_launch_low_rank_up(struct gpu_stream *stream, const struct gpu_linear_p
 
 enum gpu_activation { GPU_ACTIVATION_NONE, GPU_ACTIVATION_QUICK_GELU, GPU_ACTIVATION_GELU };
 
-// sums[row] = scale[row] * (products of all parts) + bias, in place of part 0.
-struct gpu_join {
-    float *products;      // [parts, rows, k]
-    const float *scales;  // [rows] or NULL
-    const float *bias;    // [k] or NULL
-    uint32_t parts, rows, k;
-};
-void gpu_launch_join_parts(struct gpu_stream *stream, const struct gpu_join *arguments);
-
-// output = activation(sums) + residual.
+// output = activation(scales[row] * (sums of all addends) + bias) + residual.
 struct gpu_finish {
-    const float *sums;     // [rows, k]
+    const float *sums;     // [addends, rows, k], added in this order
+    const float *scales;   // [rows] or NULL
+    const float *bias;     // [k] or NULL
     const void *residual;  // [rows, k] or NULL; may be the output
-    void *output;          // [rows, k]
-    uint64_t count;        // rows * k
+    void *output;          // [rows, k]; may be the sums where storage is f32
+    uint32_t addends, rows, k;
     enum gpu_activation activation;
     enum dtype storage;
 };
@@ -304,6 +315,11 @@ struct gpu_attention {
 
 // Any shape, on ordinary cores.
 void gpu_launch_attention_plain(struct gpu_stream *stream, const struct gpu_attention *arguments);
+
+// float32, as few tokens and as narrow heads as these.
+#define GPU_SHORT_TOKENS_MAX 96u
+#define GPU_SHORT_HEAD_MAX 64u
+void gpu_launch_attention_short(struct gpu_stream *stream, const struct gpu_attention *arguments);
 
 // 16-bit types, head widths and strides that are multiples of 8, up to GPU_MMA_HEAD_MAX.
 #define GPU_MMA_HEAD_MAX 512u

@@ -1,64 +1,16 @@
 // linear.cu - what surrounds the product of a linear: operands split into 16-bit parts before it,
-// parts joined, adapters, bias, activation and residual behind it; and a product in float32.
+// its sums added up, adapters, bias, activation and residual behind it; and a product in float32.
 
-#include "kernels/cuda/elements.h"
+#include "kernels/cuda/split.h"
 
 namespace
 {
 
 constexpr unsigned THREADS = 256;
 
-// ---------------------------------------------------------------------------------------------
-// Parts
-
-// 2^e with largest < 2^e, kept in the range of float32; 1 for a row of zeros.
-__device__ float power_above(float largest)
+GPU_KERNEL void split_rows(const struct gpu_split a)
 {
-    if (!(largest > 0) || !isfinite(largest)) return 1.0f;
-    int exponent = 0;
-    frexpf(largest, &exponent);
-    if (exponent < -110) exponent = -110;
-    if (exponent > 110) exponent = 110;
-    return ldexpf(1.0f, exponent);
-}
-
-// One row a warp. A part is what the parts before it left, rounded. With fp16, x / scale lies
-// within
-// +-2^15, so the second part's quantum, 2^-24, is far below what float32 holds of the row's
-// largest.
-template <class T, int PARTS> GPU_KERNEL void split_rows(const struct gpu_split a)
-{
-    uint32_t row = blockIdx.x;
-    const float *input = a.input + static_cast<uint64_t>(row) * a.c;
-    float scale = 1.0f;
-    if (PARTS == 2) {
-        float largest = 0;
-        for (uint32_t i = threadIdx.x; i < a.c; i += 32) largest = fmaxf(largest, fabsf(input[i]));
-        scale = power_above(gpu::warp_maximum(largest)) * 0x1p-15f;
-    }
-    if (threadIdx.x == 0) a.scales[row] = scale;
-    float factor = 1.0f / scale;
-    for (uint32_t i = threadIdx.x; i < a.pitch; i += 32) {
-        float rest = i < a.c ? input[i] * factor : 0.0f;
-        for (int part = 0; part < PARTS; part++) {
-            uint64_t line = static_cast<uint64_t>(part) * a.rows + row;
-            T narrow = gpu::narrow<T>(rest);
-            static_cast<T *>(a.parts)[line * a.pitch + i] = narrow;
-            rest -= gpu::widen(narrow);
-        }
-    }
-}
-
-GPU_KERNEL void join_parts(const struct gpu_join a)
-{
-    uint64_t count = static_cast<uint64_t>(a.rows) * a.k;
-    for (uint64_t i = gpu::thread_index(); i < count; i += gpu::thread_count()) {
-        float sum = a.products[i];
-        for (uint32_t part = 1; part < a.parts; part++) sum += a.products[part * count + i];
-        if (a.scales != NULL) sum *= a.scales[i / a.k];
-        if (a.bias != NULL) sum += a.bias[i % a.k];
-        a.products[i] = sum;
-    }
+    gpu::split_row<THREADS>(a, blockIdx.x);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -158,12 +110,26 @@ __device__ float activate(enum gpu_activation activation, float x)
     return x;
 }
 
+// A block has up to FINISHED columns of a row.
+constexpr unsigned FINISHED = 4 * THREADS;
+
 template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
 {
-    for (uint64_t i = gpu::thread_index(); i < a.count; i += gpu::thread_count()) {
-        float value = activate(a.activation, a.sums[i]);
-        if (a.residual != NULL) value += gpu::widen(static_cast<const T *>(a.residual)[i]);
-        static_cast<T *>(a.output)[i] = gpu::narrow<T>(value);
+    uint32_t row = blockIdx.x;
+    uint64_t first = static_cast<uint64_t>(row) * a.k;
+    uint64_t addend = static_cast<uint64_t>(a.rows) * a.k;
+    float scale = a.scales == NULL ? 1.0f : a.scales[row];
+    for (unsigned i = 0; i < FINISHED; i += THREADS) {
+        uint32_t column = blockIdx.y * FINISHED + i + threadIdx.x;
+        if (column >= a.k) return;
+        uint64_t at = first + column;
+        float value = a.sums[at];
+        for (uint32_t j = 1; j < a.addends; j++) value += a.sums[j * addend + at];
+        value *= scale;
+        if (a.bias != NULL) value += a.bias[column];
+        value = activate(a.activation, value);
+        if (a.residual != NULL) value += gpu::widen(static_cast<const T *>(a.residual)[at]);
+        static_cast<T *>(a.output)[at] = gpu::narrow<T>(value);
     }
 }
 
@@ -171,19 +137,7 @@ template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
 
 void gpu_launch_split(struct gpu_stream *stream, const struct gpu_split *arguments)
 {
-    if (arguments->is_bf16) {
-        auto kernel = split_rows<__nv_bfloat16, 3>;
-        GPU_LAUNCH(stream, kernel, arguments->rows, 32, 0, *arguments);
-    } else {
-        auto kernel = split_rows<__half, 2>;
-        GPU_LAUNCH(stream, kernel, arguments->rows, 32, 0, *arguments);
-    }
-}
-
-void gpu_launch_join_parts(struct gpu_stream *stream, const struct gpu_join *arguments)
-{
-    uint64_t count = static_cast<uint64_t>(arguments->rows) * arguments->k;
-    GPU_LAUNCH(stream, join_parts, gpu::blocks_for(count, THREADS), THREADS, 0, *arguments);
+    GPU_LAUNCH(stream, split_rows, arguments->rows, THREADS, 0, *arguments);
 }
 
 // A launch has at most 65535 rows of blocks.
@@ -228,6 +182,6 @@ void gpu_launch_low_rank_up(struct gpu_stream *stream, const struct gpu_linear_p
 
 void gpu_launch_finish_linear(struct gpu_stream *stream, const struct gpu_finish *arguments)
 {
-    GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_linear,
-                       gpu::blocks_for(arguments->count, THREADS), THREADS, 0, *arguments);
+    dim3 grid(arguments->rows, (arguments->k + FINISHED - 1) / FINISHED);
+    GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_linear, grid, THREADS, 0, *arguments);
 }

@@ -89,8 +89,9 @@ if(CUDA_INCLUDE AND CUDA_RUNTIME)
               -c ${source} -o ${object} > ${CUDA_FOLDER}/${name}.log 2>&1
               || (cat ${CUDA_FOLDER}/${name}.log && false)
       DEPENDS ${source} kernels/cuda/gpu.h kernels/cuda/gpu_hopper.h kernels/cuda/elements.h
-              kernels/cuda/tiles.h kernels/cuda/convolution_tile.h kernels/cuda/launch.h
-              kernels/cuda/driver.h
+              kernels/cuda/tiles.h kernels/cuda/split.h kernels/cuda/convolution_tile.h
+              kernels/cuda/multiply_tile.h
+              kernels/cuda/launch.h kernels/cuda/driver.h
       COMMENT "nvcc ${name}")
     list(APPEND CUDA_OBJECTS ${object})
   endforeach()

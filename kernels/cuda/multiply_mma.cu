@@ -1,105 +1,159 @@
-// multiply_mma.cu - c = a b^T of 16-bit elements on tensor cores, sums in float32.
+// multiply_mma.cu - c = a b^T of 16-bit elements on tensor cores, sums in float32, on any card.
 //
-// A block makes 64x64 sums with four warps, 32 columns of a and b at a time, through a ring of
-// three stages. The order of a sum is that of its columns, whatever the rows beside it are.
-// Linears are multiplied by this, unless $LUNA_CUDA_LINEARS asks for the vendor's library
-// (driver_blas.h).
+// All eight warps load and multiply; each has 80 rows of the tile (multiply_tile.h). Linears are
+// multiplied by this, unless $LUNA_CUDA_LINEARS asks for another.
 
-#include "kernels/cuda/tiles.h"
+#include "kernels/cuda/multiply_tile.h"
 
 namespace
 {
 
-constexpr unsigned THREADS = 128;
-constexpr unsigned SIDE = 64;   // of the tile
-constexpr unsigned DEPTH = 32;  // columns of a stage
-constexpr unsigned STAGES = 3;
-constexpr unsigned TILE_BYTES = SIDE * gpu::ROW_BYTES;
+constexpr unsigned THREADS = 256;
+constexpr unsigned WARP_ROWS = 80;
 
-// Rows row .. row + 63 of a matrix, columns column .. column + 31.
-template <class T>
-__device__ void load_rows(unsigned char *to, const T *from, uint32_t rows, uint32_t row,
-                          uint32_t columns, uint32_t column, uint32_t pitch, bool aligned)
-{
-    for (unsigned i = threadIdx.x; i < SIDE * gpu::ROW_UNITS; i += THREADS) {
-        unsigned line = i / gpu::ROW_UNITS;
-        unsigned unit = i % gpu::ROW_UNITS;
-        uint32_t first = column + unit * 8;
-        unsigned count = row + line < rows && first < columns ? columns - first : 0;
-        const T *at = count == 0 ? from : from + static_cast<uint64_t>(row + line) * pitch + first;
-        gpu::fill_unit(to + gpu::unit_offset(line, unit), at, count < 8 ? count : 8, aligned);
+struct roles {
+    static constexpr unsigned LOADERS = THREADS;
+    static constexpr unsigned SHARED_MAX = 99u << 10;  // that a block can have on every card
+};
+
+template <class F> struct worker : gpu::product_tile<F> {
+    using T = typename F::T;
+    static constexpr unsigned WARPS_M = F::ROWS / WARP_ROWS;
+    static constexpr unsigned COLUMNS = gpu::PRODUCT_COLUMNS * WARPS_M / (THREADS / 32);
+    static constexpr unsigned MMA_M = WARP_ROWS / 16;
+    static constexpr unsigned MMA_N = COLUMNS / 8;
+    static_assert(F::ROWS % WARP_ROWS == 0 && COLUMNS % 16 == 0, "whole products");
+    static_assert(MMA_M * MMA_N * 4 <= gpu::PRODUCT_SUMS, "and not too many");
+    const unsigned lane, warp_row, warp_column;
+
+    __device__ worker(const struct gpu_product_mma &arguments, unsigned char *shared)
+        : gpu::product_tile<F>(arguments, shared), lane(threadIdx.x % 32),
+          warp_row(threadIdx.x / 32 % WARPS_M * WARP_ROWS),
+          warp_column(threadIdx.x / 32 / WARPS_M * COLUMNS)
+    {
     }
-}
 
-template <class T>
-GPU_KERNEL void __launch_bounds__(THREADS) multiply_tiles(const struct gpu_product_mma a)
-{
-    GPU_DYNAMIC_SHARED(shared, unsigned char);
-    const T *left = static_cast<const T *>(a.a);
-    const T *right = static_cast<const T *>(a.b);
-    bool left_aligned = gpu::rows_are_aligned(left, a.a_pitch);
-    bool right_aligned = gpu::rows_are_aligned(right, a.b_pitch);
-    uint32_t row = blockIdx.x * SIDE;
-    uint32_t column = blockIdx.y * SIDE;
-    unsigned lane = threadIdx.x % 32;
-    unsigned warp = threadIdx.x / 32;
-    auto load_stage = [&](uint32_t stage) {
-        unsigned char *to = shared + stage % STAGES * 2 * TILE_BYTES;
-        load_rows(to, left, a.m, row, a.k, stage * DEPTH, a.a_pitch, left_aligned);
-        load_rows(to + TILE_BYTES, right, a.n, column, a.k, stage * DEPTH, a.b_pitch,
-                  right_aligned);
-    };
-    float sums[2][4][4] = {};
-    uint32_t stages = (a.k + DEPTH - 1) / DEPTH;
-    load_stage(0);
-    gpu::copy_commit();
-    if (stages > 1) load_stage(1);
-    gpu::copy_commit();
-    for (uint32_t stage = 0; stage < stages; stage++) {
-        gpu::copy_wait<1>();
-        __syncthreads();  // this stage is there for all, and all have left the one before
-        if (stage + 2 < stages) load_stage(stage + 2);
-        gpu::copy_commit();
-        uint32_t tile = gpu::shared_address(shared) + stage % STAGES * 2 * TILE_BYTES;
+    // The products of a stage, column by column of 16, part by part.
+    __device__ void multiply_stage(uint32_t stage, float sums[MMA_M][MMA_N][4]) const
+    {
+        uint32_t right = gpu::shared_address(this->right_of(stage));
 #pragma unroll
         for (unsigned step = 0; step < 2; step++) {
-            uint32_t x[2][4];
-            uint32_t y[2][4];
+            uint32_t y[MMA_N / 2][4];
 #pragma unroll
-            for (unsigned i = 0; i < 2; i++) {
-                uint32_t line = warp / 2 * 32 + i * 16 + lane % 16;
-                gpu::load_matrix4(x[i], tile + gpu::unit_offset(line, step * 2 + lane / 16));
-                gpu::load_columns(y[i], tile + TILE_BYTES, warp % 2 * 32 + i * 16, step * 2, lane);
+            for (unsigned j = 0; j < MMA_N / 2; j++) {
+                gpu::load_columns(y[j], right, warp_column + j * 16, step * 2, lane);
             }
 #pragma unroll
-            for (unsigned i = 0; i < 2; i++) {
+            for (unsigned part = 0; part < F::PARTS; part++) {
+                uint32_t left = gpu::shared_address(this->left_of(stage, part));
 #pragma unroll
-                for (unsigned j = 0; j < 4; j++) {
-                    gpu::multiply<T>(sums[i][j], x[i], y[j / 2] + j % 2 * 2);
+                for (unsigned i = 0; i < MMA_M; i++) {
+                    uint32_t line = warp_row + i * 16 + lane % 16;
+                    uint32_t x[4];
+                    gpu::load_matrix4(x, left + gpu::unit_offset(line, step * 2 + lane / 16));
+#pragma unroll
+                    for (unsigned j = 0; j < MMA_N; j++) {
+                        gpu::multiply<T>(sums[i][j], x, y[j / 2] + j % 2 * 2);
+                    }
                 }
             }
         }
     }
-    gpu::copy_wait<0>();  // only empty groups are left
+
+    __device__ void add_up(float total[MMA_M][MMA_N][4]) const
+    {
+        constexpr unsigned COUNT = MMA_M * MMA_N * 4;
+        float sums[MMA_M][MMA_N][4] = {};
+        for (unsigned i = 0; i + 1 < F::STAGES; i++) {
+            if (i < this->stages) this->load_stage(i, threadIdx.x);
+            gpu::copy_commit();
+        }
+        uint32_t left = this->in_slice;
+        for (uint32_t stage = 0; stage < this->stages; stage++) {
+            uint32_t next = stage + F::STAGES - 1;
+            gpu::copy_wait<F::STAGES - 2>();
+            __syncthreads();  // this stage is there for all, and all have left the one before
+            if (next < this->stages) this->load_stage(next, threadIdx.x);
+            gpu::copy_commit();
+            multiply_stage(stage, sums);
+            if (--left > 0) continue;
+            gpu::end_slice<COUNT>(sums[0][0], total[0][0]);
+            left = this->in_slice;
+        }
+        gpu::copy_wait<0>();  // only empty groups are left
+        gpu::end_slice<COUNT>(sums[0][0], total[0][0]);
+    }
+
+    // Two columns at once where the rows of c are even.
+    __device__ void store(const float total[MMA_M][MMA_N][4]) const
+    {
 #pragma unroll
-    for (unsigned i = 0; i < 32; i++) {
-        uint32_t m = row + warp / 2 * 32 + i / 16 * 16 + i % 4 / 2 * 8 + lane / 4;
-        uint32_t n = column + warp % 2 * 32 + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
-        if (m < a.m && n < a.n) {
-            a.c[static_cast<uint64_t>(m) * a.n + n] = sums[i / 16][i / 4 % 4][i % 4];
+        for (unsigned i = 0; i < MMA_M * 2; i++) {
+            uint32_t m = this->row + warp_row + i * 8 + lane / 4;
+            if (m >= this->a.m) continue;
+            float *line = this->target() + static_cast<uint64_t>(m) * this->a.n;
+#pragma unroll
+            for (unsigned j = 0; j < MMA_N; j++) {
+                uint32_t n = this->column + warp_column + j * 8 + lane % 4 * 2;
+                const float *pair = &total[i / 2][j][i % 2 * 2];
+                if (n + 1 < this->a.n && this->a.n % 2 == 0) {
+                    *reinterpret_cast<float2 *>(line + n) = make_float2(pair[0], pair[1]);
+                } else {
+                    if (n < this->a.n) line[n] = pair[0];
+                    if (n + 1 < this->a.n) line[n + 1] = pair[1];
+                }
+            }
         }
     }
+};
+
+template <class F>
+GPU_KERNEL void __launch_bounds__(THREADS, 1) multiply_mma(const struct gpu_product_mma a)
+{
+    GPU_DYNAMIC_SHARED(shared, unsigned char);
+    worker<F> worker(a, shared);
+    float total[worker.MMA_M][worker.MMA_N][4] = {};
+    worker.add_up(total);
+    worker.store(total);
 }
+
+struct launcher {
+    struct gpu_stream *stream;
+    const struct gpu_product_mma &a;
+
+    template <class T, unsigned ROWS, unsigned PARTS> void launch() const
+    {
+        using form = gpu::product_form<roles, T, ROWS, PARTS>;
+        auto products_mma = multiply_mma<form>;
+        GPU_LAUNCH(stream, products_mma, gpu::product_grid<form>(a), THREADS, form::SHARED_BYTES,
+                   a);
+    }
+};
 
 }  // namespace
 
+uint32_t gpu_product_tiles(uint32_t m, uint32_t n)
+{
+    uint32_t tiles = m <= 80 ? 1 : (m + 159) / 160;
+    return tiles * ((n + gpu::PRODUCT_COLUMNS - 1) / gpu::PRODUCT_COLUMNS);
+}
+
+// Enough blocks for a large card, none of them with less than four stages.
+uint32_t gpu_product_slices(uint32_t n, uint32_t k)
+{
+    constexpr uint32_t BLOCKS = 128;
+    constexpr uint32_t SLICES_MAX = 8;
+    uint32_t stages = (k + gpu::PRODUCT_DEPTH - 1) / gpu::PRODUCT_DEPTH;
+    uint32_t slices = BLOCKS / ((n + gpu::PRODUCT_COLUMNS - 1) / gpu::PRODUCT_COLUMNS);
+    if (slices > SLICES_MAX) slices = SLICES_MAX;
+    if (slices > stages / 4) slices = stages / 4;
+    if (slices < 2) return 1;
+    uint32_t in_slice = (stages + slices - 1) / slices;
+    return (stages + in_slice - 1) / in_slice;
+}
+
 void gpu_launch_multiply_mma(struct gpu_stream *stream, const struct gpu_product_mma *arguments)
 {
-    dim3 grid((arguments->m + SIDE - 1) / SIDE, (arguments->n + SIDE - 1) / SIDE);
-    unsigned bytes = STAGES * 2 * TILE_BYTES;
-    if (arguments->is_bf16) {
-        GPU_LAUNCH(stream, multiply_tiles<__nv_bfloat16>, grid, THREADS, bytes, *arguments);
-    } else {
-        GPU_LAUNCH(stream, multiply_tiles<__half>, grid, THREADS, bytes, *arguments);
-    }
+    gpu::launch_product(launcher{stream, *arguments}, *arguments);
 }

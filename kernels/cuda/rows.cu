@@ -1,44 +1,32 @@
 // rows.cu - layer norm, embedding, gather: operations on rows of activations.
 
-#include "kernels/cuda/elements.h"
+#include "kernels/cuda/split.h"
 
 namespace
 {
 
-constexpr unsigned THREADS = 128;  // of a block: four warps
-constexpr unsigned WARPS = THREADS / 32;
-
-// The sum of a value over the block, the same bits for every thread.
-__device__ float block_sum(float value)
-{
-    GPU_SHARED(sums, float[WARPS]);
-    value = gpu::warp_sum(value);
-    __syncthreads();  // the sums of the call before have been read
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
+constexpr unsigned THREADS = 128;  // of a row
 // One row a block. The variance is taken around the mean, in a second pass: rows of mean 1000 and
-// sigma 1 exist.
+// sigma 1 exist. Where a linear of split operands reads the row next, they are made at once.
 template <class T> GPU_KERNEL void layer_norm_rows(const struct gpu_layer_norm a)
 {
     const T *input = static_cast<const T *>(a.input) + static_cast<uint64_t>(blockIdx.x) * a.width;
     T *output = static_cast<T *>(a.output) + static_cast<uint64_t>(blockIdx.x) * a.width;
     float sum = 0;
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) sum += gpu::widen(input[i]);
-    float mean = block_sum(sum) / static_cast<float>(a.width);
+    float mean = gpu::block_sum<THREADS>(sum) / static_cast<float>(a.width);
     float squares = 0;
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
         float away = gpu::widen(input[i]) - mean;
         squares = fmaf(away, away, squares);
     }
-    float variance = block_sum(squares) / static_cast<float>(a.width);
+    float variance = gpu::block_sum<THREADS>(squares) / static_cast<float>(a.width);
     float inverse = 1.0f / sqrtf(variance + a.epsilon);
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
         float normal = (gpu::widen(input[i]) - mean) * inverse;
         output[i] = gpu::narrow<T>(fmaf(normal, a.gamma[i], a.beta[i]));
     }
+    if (a.next.parts != NULL) gpu::split_row<THREADS>(a.next, blockIdx.x);
 }
 
 template <class T> GPU_KERNEL void embed_rows(const struct gpu_embedding a)

@@ -53,7 +53,6 @@ struct options {
     uint64_t break_at;         // the n-th launch fails; 0: none; $LUNA_EMULATION_BREAK_AT
     uint64_t conflicts_max;    // more bank conflicts fail a launch; $LUNA_EMULATION_CONFLICTS
     const char *seen;          // file that names what ran; NULL: none; $LUNA_EMULATION_SEEN
-    size_t shared_bytes;       // most dynamic shared memory of a block: what sm_86, 89 and 120 have
 };
 
 struct counters {

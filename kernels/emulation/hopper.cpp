@@ -257,7 +257,7 @@ namespace
 
 typedef float eight __attribute__((vector_size(32)));
 
-constexpr unsigned COLUMNS_MAX = 128;    // of what gpu_hopper.h has
+constexpr unsigned COLUMNS_MAX = 160;    // of what gpu_hopper.h has
 constexpr uint32_t ATOM_BYTES = 512;     // eight rows of 64 bytes, the pattern of the swizzle
 constexpr uint32_t POISON = 0x7fc0dead;  // a NaN in the registers of sums
 

@@ -21,15 +21,20 @@ TILE = "kernels/cuda/convolution_tile.h"
 TILES = "kernels/cuda/tiles.h"
 HOPPER = "kernels/cuda/gpu_hopper.h"
 ATTENTION = "kernels/cuda/attention_mma.cu"
+SHORT = "kernels/cuda/attention_short.cu"
 MULTIPLY = "kernels/cuda/multiply_mma.cu"
+GROUP_MULTIPLY = "kernels/cuda/multiply_wgmma.cu"
+MULTIPLY_TILE = "kernels/cuda/multiply_tile.h"
 IMAGES = "kernels/cuda/images.cu"
-KERNELS = {"mma": MMA, "wgmma": WGMMA, "attention": ATTENTION, "multiply": MULTIPLY, "images": IMAGES}
+KERNELS = {"mma": MMA, "wgmma": WGMMA, "attention": ATTENTION, "short": SHORT, "multiply": MULTIPLY,
+           "group": GROUP_MULTIPLY, "images": IMAGES}
 # Which kernels the cases of a file try.
-CASES = {"convolution_cases": ["mma", "wgmma"], "product_cases": ["attention", "multiply"],
+CASES = {"convolution_cases": ["mma", "wgmma"], "product_cases": ["attention", "short", "multiply", "group"],
          "image_cases": ["images"]}
 # Which kernels a file is part of.
-USERS = {MMA: ["mma"], WGMMA: ["wgmma"], HOPPER: ["wgmma"], TILE: ["mma", "wgmma"],
-         TILES: ["mma", "wgmma", "attention", "multiply"], ATTENTION: ["attention"], MULTIPLY: ["multiply"],
+USERS = {MMA: ["mma"], WGMMA: ["wgmma"], HOPPER: ["wgmma", "group"], TILE: ["mma", "wgmma"],
+         TILES: ["mma", "wgmma", "attention", "multiply", "group"], ATTENTION: ["attention"], SHORT: ["short"],
+         MULTIPLY: ["multiply"], GROUP_MULTIPLY: ["group"], MULTIPLY_TILE: ["multiply", "group"],
          IMAGES: ["images"]}
 SEEDS = (0, 1, 2, 3)
 FLAGS = ["-std=c++17", "-g", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"]
@@ -106,16 +111,55 @@ BUGS = [
     ("keys behind the last token", ATTENTION, "bool seen = at < a.tokens && ", "bool seen = "),
     ("fragments of the values exchanged", ATTENTION, "operand, y);", "operand, y + 2);"),
     ("sums scaled as those of another query", ATTENTION, "*= rescale[i % 4 / 2]", "*= rescale[i % 2]"),
+    # ---- attention of short texts
+    ("no barrier behind the keys", SHORT, "    __syncthreads();\n", ""),
+    ("no rendezvous behind the weights", SHORT, "    __syncwarp();\n", ""),
+    ("a query sees the one behind it", SHORT, "query < a.tokens ? query + 1", "query < a.tokens ? query + 2"),
+    ("keys of the tiles that a causal block needs not", SHORT, "(blockIdx.x + 1) * QUERIES", "blockIdx.x * QUERIES"),
+    ("a warp's queries from the next warp", SHORT, "stage.q[threadIdx.x / 32]",
+     "stage.q[(threadIdx.x / 32 + 1) % WARPS]"),
+    ("columns behind a head's end", SHORT, "token >= a.tokens || column >= a.head_width", "token >= a.tokens"),
+    ("outputs behind a head's end", SHORT, "a.tokens || column >= a.head_width) continue", "a.tokens) continue"),
     # ---- products
     ("no barrier at the head of a stage, products", MULTIPLY,
-     "        __syncthreads();  // this stage is there for all, and all have left the one before\n", ""),
-    ("no wait for copies, products", MULTIPLY, "        gpu::copy_wait<1>();\n", ""),
-    ("a ring of two stages, products", MULTIPLY, "STAGES = 3;", "STAGES = 2;"),
+     "            __syncthreads();  // this stage is there for all, and all have left the one before\n", ""),
+    ("no wait for copies, products", MULTIPLY, "            gpu::copy_wait<F::STAGES - 2>();\n", ""),
+    ("a wait that leaves one group too many, products", MULTIPLY, "gpu::copy_wait<F::STAGES - 2>()",
+     "gpu::copy_wait<F::STAGES - 1>()"),
+    ("products of the first part alone", MULTIPLY, "this->left_of(stage, part)", "this->left_of(stage, 0)"),
+    ("the last slice is not added", MULTIPLY,
+     "  // only empty groups are left\n        gpu::end_slice<COUNT>(sums[0][0], total[0][0]);\n", "\n"),
     ("fragments of b exchanged", MULTIPLY, "y[j / 2] + j % 2 * 2", "y[j / 2] + (1 - j % 2) * 2"),
-    ("columns behind a row's end", MULTIPLY, "first < columns ? columns - first : 0", "first < columns ? 8 : 0"),
-    ("rows behind the last one", MULTIPLY, "row + line < rows && first < columns", "first < columns"),
-    ("sums behind a row's end are stored", MULTIPLY, "if (m < a.m && n < a.n)", "if (m < a.m)"),
+    ("sums behind a row's end are stored", MULTIPLY, "if (n + 1 < this->a.n) line[n + 1]", "line[n + 1]"),
+    ("sums behind the last row are stored", MULTIPLY, "            if (m >= this->a.m) continue;\n", ""),
     ("ldmatrix lanes of a", MULTIPLY, "step * 2 + lane / 16)", "step * 2 + lane / 8 % 2)"),
+    # ---- what both kernels of products share
+    ("a ring of one place less than it is filled, products", MULTIPLY_TILE, "stage % F::STAGES * F::STAGE_BYTES",
+     "stage % (F::STAGES - 1) * F::STAGE_BYTES"),
+    ("the first part's rows for all parts", MULTIPLY_TILE, "static_cast<uint64_t>(part) * a.m * a.a_pitch",
+     "static_cast<uint64_t>(part) * 0"),
+    ("columns behind a row's end", MULTIPLY_TILE, "at < a.k ? a.k - at : 0", "at < a.k ? 8 : 0"),
+    ("rows behind the last one", MULTIPLY_TILE, "begin + line < rows && at < a.k", "at < a.k"),
+    ("a slice's sums stay for the next one", MULTIPLY_TILE, "        sums[i] = 0;\n", ""),
+    ("slices of their own walk on to the end", MULTIPLY_TILE, "a.is_apart && first + in_slice < all", "false"),
+    ("slices over one another", MULTIPLY_TILE, "static_cast<uint64_t>(blockIdx.y) * a.m * a.n", "0"),
+    # ---- that of warpgroups
+    ("no wait for the last products of a slice", GROUP_MULTIPLY, "            gpu::group_wait<0>();\n", ""),
+    ("a wait that leaves one group too many, warpgroups", GROUP_MULTIPLY, "gpu::group_wait<1>()",
+     "gpu::group_wait<2>()"),
+    ("loaders one stage too far ahead", GROUP_MULTIPLY, "AHEAD = F::STAGES - 2", "AHEAD = F::STAGES - 1"),
+    ("loaders do not wait for their copies", GROUP_MULTIPLY, "            gpu::copy_wait<AHEAD>();\n", ""),
+    ("copies that products do not see", GROUP_MULTIPLY,
+     "            gpu::fence_async();\n            gpu::counter_arrive", "            gpu::counter_arrive"),
+    ("a place is left while products read it", GROUP_MULTIPLY, "if (stage > 0) leave(stage - 1);", "leave(stage);"),
+    ("a parity of the wrong phase, products", GROUP_MULTIPLY, "(i / F::STAGES + 1) % 2", "i / F::STAGES % 2"),
+    ("operands of products under way are loaded over", GROUP_MULTIPLY, "multiply_stage(stage + 1, odd, sums)",
+     "multiply_stage(stage + 1, even, sums)"),
+    ("no fence before products", GROUP_MULTIPLY, "        gpu::group_fence();\n", ""),
+    ("a step of 16 bytes, products", GROUP_MULTIPLY, "left + step * 32", "left + step * 16"),
+    ("the first part alone, warpgroups", GROUP_MULTIPLY, "this->left_of(stage, part)", "this->left_of(stage, 0)"),
+    ("c is not transposed", GROUP_MULTIPLY, "i / 2 % 2 * 8 + lane / 4", "i / 2 % 2 * 8 + lane % 4"),
+    ("registers that nobody gives, products", GROUP_MULTIPLY, "        gpu::registers_give<LOADER_REGISTERS>();\n", ""),
     # ---- NaN and infinity in images
     ("a last element that a load does not look at", IMAGES, "found |= reaches(value, INFINITY);",
      "found |= i + 1 < count && reaches(value, INFINITY);"),
@@ -281,8 +325,9 @@ def main():
             failed.append(f"{name}: the kernel no longer has {old!r}")
             continue
         count += 1
-        # wgmma reads columns without ldmatrix.
-        users = [user for user in USERS[file] if user != "wgmma" or "ldmatrix lanes of columns" not in name]
+        # Warpgroups read columns without ldmatrix.
+        users = [user for user in USERS[file]
+                 if user not in ("wgmma", "group") or "ldmatrix lanes of columns" not in name]
         found = try_kernels(folder, objects, {file: text.replace(old, new)}, users)
         tell(name, found)
         failed += [f"{name}, {user}" for user, verdicts in found.items() if not is_found(verdicts)]

@@ -109,15 +109,16 @@ def conformance_attention(walk):
 
 
 def need_wgmma(walk):
-    """The second kernel for convolutions is for compute capability 9.0 alone; the emulator runs it too."""
+    """The second kernels, of warpgroups, are for compute capability 9.0 alone; the emulator runs them too."""
     if not walk.has_fast or walk.is_card and walk.card.capability() != (9, 0):
         raise Skip("not of compute capability 9.0")
 
 
 def conformance_wgmma(walk):
-    """Convolution against float64, by the kernel of warpgroups."""
+    """Convolution and linear against float64, by the kernels of warpgroups."""
     need_wgmma(walk)
-    return run_suite(walk, "conformance_convolution", 150, LUNA_CUDA_CONVOLUTION="wgmma")
+    told = run_suite(walk, "conformance_convolution", 150, LUNA_CUDA_CONVOLUTION="wgmma")
+    return f"{told}, {run_suite(walk, 'conformance_linear', 90, LUNA_CUDA_LINEARS='wgmma')}"
 
 
 def conformance_exact(walk):
@@ -149,7 +150,7 @@ def cublaslt_library():
 
 
 def linears(walk):
-    """A row's bytes whatever rows are beside it, by our kernels and by cuBLASLt."""
+    """A row's bytes whatever rows are beside it, by both of our kernels and by cuBLASLt."""
     library = cublaslt_library() if walk.is_card else None
     prefix = "cuda_test_" if walk.is_card else "emulated_test_"
     told = run_cmocka(walk, [walk.programs.path(prefix + "linears")], 240,
@@ -409,8 +410,10 @@ def bench_text(walk):
 
 
 def text_ways(walk):
-    """How a text may run, and by which environment: as it does, launch by launch, by cuBLASLt."""
+    """How a text may run, and by which environment: as it does, launch by launch, by warpgroups, by cuBLASLt."""
     ways = [("", {}), (", no graph", {"LUNA_CUDA_GRAPHS": "0"})]
+    if walk.is_card and walk.card.capability() == (9, 0):
+        ways += [(", wgmma", {"LUNA_CUDA_LINEARS": "wgmma"})]
     library = cublaslt_library()
     if walk.is_card and library:
         by_library = {"LUNA_CUDA_LINEARS": "cublaslt", "LUNA_CUBLASLT": library}
@@ -763,10 +766,11 @@ def sanitize_races(walk):
 
 
 def sanitize_wgmma(walk):
-    """memcheck and racecheck over the second kernel for convolutions."""
+    """memcheck and racecheck over the kernels of warpgroups."""
     need_wgmma(walk)
-    sanitize(walk, "memcheck", LUNA_CUDA_CONVOLUTION="wgmma")
-    return sanitize(walk, "racecheck", LUNA_CUDA_CONVOLUTION="wgmma")
+    wgmma = {"LUNA_CUDA_CONVOLUTION": "wgmma", "LUNA_CUDA_LINEARS": "wgmma"}
+    sanitize(walk, "memcheck", **wgmma)
+    return sanitize(walk, "racecheck", **wgmma)
 
 
 def sanitize_barriers(walk):

@@ -16,9 +16,9 @@
 #else
 #define SHAPES                                                                                     \
     {                                                                                              \
-        {64, 64}, {192, 64},                                                                       \
+        {64, 64}, {192, 64}, {40, 520},                                                            \
         {                                                                                          \
-            64, 256                                                                                \
+            136, 256                                                                               \
         }                                                                                          \
     }
 #endif
@@ -170,26 +170,46 @@ static void a_row_has_its_bytes_whatever_rows_are_beside_it(void **state)
 
 #ifdef LUNA_TEST_GPU
 
-static void by_a_library_too(void **state)
+static void check_linears(const char *linears)
 {
-    (void)state;
     for (size_t i = 0; i < SUBJECTS; i++) {
-        struct device *device = open_subject(&subjects[i], "cublaslt");
+        struct device *device = open_subject(&subjects[i], linears);
         print_message("%s\n", device_info(device)->note);
         check_device(device, &subjects[i]);
         device_close(&device);
     }
 }
 
-// The emulator's library is made of our kernels: what surrounds it must not change a bit. On a card
-// the sums have another order.
-static double bar_of(enum dtype storage)
+static bool has_wgmma(void)
 {
+    struct device *device = open_subject(&subjects[0], "own");
+    bool has = strcmp(device_info(device)->capability, "9.0") == 0;
+    device_close(&device);
+    return has;
+}
+
+static void by_a_library_too(void **state)
+{
+    (void)state;
+    check_linears("cublaslt");
+}
+
+static void by_wgmma_too(void **state)
+{
+    (void)state;
+    if (!has_wgmma()) skip();
+    check_linears("wgmma");
+}
+
+// The emulator's library is made of our kernels: what surrounds it must not change a bit, but that
+// it adds up each part of a split input for itself. On a card the sums have another order.
+static double bar_of(enum dtype storage, enum dtype type)
+{
+    if (storage == DTYPE_F32 && type != DTYPE_F32) return 4e-6;
 #ifdef LUNA_TEST_CARD
     if (storage == DTYPE_F32) return 4e-6;
     return storage == DTYPE_F16 ? 2e-3 : 2e-2;
 #else
-    (void)storage;
     return 0;
 #endif
 }
@@ -214,24 +234,36 @@ static void check_pair(struct device *own, struct device *other, const struct li
     free(b);
 }
 
-static void a_library_makes_the_products_of_our_kernels(void **state)
+static void check_same(const char *linears)
 {
-    (void)state;
     for (size_t i = 0; i < SUBJECTS; i++) {
         struct device *own = open_subject(&subjects[i], "own");
-        struct device *other = open_subject(&subjects[i], "cublaslt");
+        struct device *other = open_subject(&subjects[i], linears);
         for (size_t j = 0; j < sizeof shapes / sizeof shapes[0]; j++) {
             for (size_t k = 0; k < types_of(&subjects[i]); k++) {
                 struct linear_case with = {.shape = shapes[j],
                                            .type = types[k],
                                            .has_bias = (j + k) % 2 == 1,
                                            .has_paths = j == 0};
-                check_pair(own, other, &with, bar_of(subjects[i].storage));
+                check_pair(own, other, &with, bar_of(subjects[i].storage, types[k]));
             }
         }
         device_close(&other);
         device_close(&own);
     }
+}
+
+static void a_library_makes_the_products_of_our_kernels(void **state)
+{
+    (void)state;
+    check_same("cublaslt");
+}
+
+static void wgmma_makes_the_products_of_mma(void **state)
+{
+    (void)state;
+    if (!has_wgmma()) skip();
+    check_same("wgmma");
 }
 
 static void who_makes_the_products_is_said_and_what_is_none_is_refused(void **state)
@@ -268,7 +300,9 @@ int main(void)
         cmocka_unit_test(a_row_has_its_bytes_whatever_rows_are_beside_it),
 #ifdef LUNA_TEST_GPU
         cmocka_unit_test(by_a_library_too),
+        cmocka_unit_test(by_wgmma_too),
         cmocka_unit_test(a_library_makes_the_products_of_our_kernels),
+        cmocka_unit_test(wgmma_makes_the_products_of_mma),
         cmocka_unit_test(who_makes_the_products_is_said_and_what_is_none_is_refused),
 #endif
     };
