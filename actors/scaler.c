@@ -410,6 +410,8 @@ static void on_model_notice(struct scaler *self, const luna_ModelNotice *notice)
 
 static void on_demand(struct scaler *self, const luna_Demand *demand)
 {
+    _Static_assert(sizeof demand->devices / sizeof demand->devices[0] <= POLICY_DEVICES_MAX,
+                   "the policy has room for what the router tells");
     enum policy_group group = POLICY_VAE;
     if (!from_letter_group(demand->service.group, &group)) return;
     struct policy_demand told = {.depth = demand->depth,
