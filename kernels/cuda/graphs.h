@@ -13,7 +13,7 @@
 // A graph takes memory of the card that stands in no book of ours. What it took, the driver's
 // figure of free memory lacks; what it will take comes out of the margin that stays free
 // (ledger.h). So there is a bound: a launch takes some 10 KB, as NVIDIA's own cache of graphs
-// reckons (CCCL, pull request 3768), and 24 graphs of SDXL with an adapter are some 30,000 launches.
+// reckons (CCCL, pull request 3768), and 24 graphs of SDXL with an adapter are 30,000 launches.
 #define GRAPHS_LAUNCHES_MAX 32768u  // in all graphs that a lane keeps
 #define GRAPHS_BYTES_MAX (GRAPHS_LAUNCHES_MAX * (UINT64_C(10) << 10))  // 320 MiB
 
