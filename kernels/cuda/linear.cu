@@ -10,7 +10,7 @@ constexpr unsigned THREADS = 256;
 
 GPU_KERNEL void split_rows(const struct gpu_split a)
 {
-    gpu::split_row<THREADS>(a, blockIdx.x);
+    gpu::split_row<gpu::ROW_THREADS>(a, blockIdx.x);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -110,26 +110,38 @@ __device__ float activate(enum gpu_activation activation, float x)
     return x;
 }
 
-// A block has up to FINISHED columns of a row.
-constexpr unsigned FINISHED = 4 * THREADS;
+// Columns of a thread: what they need is under way all at once.
+constexpr unsigned FINISHED = 4;
 
 template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
 {
-    uint32_t row = blockIdx.x;
-    uint64_t first = static_cast<uint64_t>(row) * a.k;
+    uint32_t column = blockIdx.y * FINISHED * THREADS + threadIdx.x;
+    uint64_t first = static_cast<uint64_t>(blockIdx.x) * a.k + column;
     uint64_t addend = static_cast<uint64_t>(a.rows) * a.k;
-    float scale = a.scales == NULL ? 1.0f : a.scales[row];
-    for (unsigned i = 0; i < FINISHED; i += THREADS) {
-        uint32_t column = blockIdx.y * FINISHED + i + threadIdx.x;
-        if (column >= a.k) return;
-        uint64_t at = first + column;
-        float value = a.sums[at];
-        for (uint32_t j = 1; j < a.addends; j++) value += a.sums[j * addend + at];
-        value *= scale;
-        if (a.bias != NULL) value += a.bias[column];
-        value = activate(a.activation, value);
-        if (a.residual != NULL) value += gpu::widen(static_cast<const T *>(a.residual)[at]);
-        static_cast<T *>(a.output)[at] = gpu::narrow<T>(value);
+    float scale = a.scales == NULL ? 1.0f : a.scales[blockIdx.x];
+    float values[FINISHED];
+    for (uint32_t j = 0; j < a.addends; j++) {
+#pragma unroll
+        for (unsigned i = 0; i < FINISHED; i++) {
+            if (column + i * THREADS >= a.k) continue;
+            float sum = a.sums[j * addend + first + i * THREADS];
+            values[i] = j == 0 ? sum : values[i] + sum;
+        }
+    }
+#pragma unroll
+    for (unsigned i = 0; i < FINISHED; i++) {
+        if (column + i * THREADS >= a.k) continue;
+        uint64_t at = first + i * THREADS;
+        values[i] *= scale;
+        if (a.bias != NULL) values[i] += a.bias[column + i * THREADS];
+        values[i] = activate(a.activation, values[i]);
+        if (a.residual == NULL) continue;
+        values[i] += gpu::widen(static_cast<const T *>(a.residual)[at]);
+    }
+#pragma unroll
+    for (unsigned i = 0; i < FINISHED; i++) {
+        if (column + i * THREADS >= a.k) continue;
+        static_cast<T *>(a.output)[first + i * THREADS] = gpu::narrow<T>(values[i]);
     }
 }
 
@@ -137,7 +149,7 @@ template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
 
 void gpu_launch_split(struct gpu_stream *stream, const struct gpu_split *arguments)
 {
-    GPU_LAUNCH(stream, split_rows, arguments->rows, THREADS, 0, *arguments);
+    GPU_LAUNCH(stream, split_rows, arguments->rows, gpu::ROW_THREADS, 0, *arguments);
 }
 
 // A launch has at most 65535 rows of blocks.
@@ -182,6 +194,7 @@ void gpu_launch_low_rank_up(struct gpu_stream *stream, const struct gpu_linear_p
 
 void gpu_launch_finish_linear(struct gpu_stream *stream, const struct gpu_finish *arguments)
 {
-    dim3 grid(arguments->rows, (arguments->k + FINISHED - 1) / FINISHED);
+    constexpr uint32_t COLUMNS = FINISHED * THREADS;
+    dim3 grid(arguments->rows, (arguments->k + COLUMNS - 1) / COLUMNS);
     GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_linear, grid, THREADS, 0, *arguments);
 }

@@ -5,7 +5,8 @@
 namespace
 {
 
-constexpr unsigned THREADS = 128;  // of a row
+constexpr unsigned THREADS = gpu::ROW_THREADS;
+
 // One row a block. The variance is taken around the mean, in a second pass: rows of mean 1000 and
 // sigma 1 exist. Where a linear of split operands reads the row next, they are made at once.
 template <class T> GPU_KERNEL void layer_norm_rows(const struct gpu_layer_norm a)
@@ -13,15 +14,18 @@ template <class T> GPU_KERNEL void layer_norm_rows(const struct gpu_layer_norm a
     const T *input = static_cast<const T *>(a.input) + static_cast<uint64_t>(blockIdx.x) * a.width;
     T *output = static_cast<T *>(a.output) + static_cast<uint64_t>(blockIdx.x) * a.width;
     float sum = 0;
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) sum += gpu::widen(input[i]);
     float mean = gpu::block_sum<THREADS>(sum) / static_cast<float>(a.width);
     float squares = 0;
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
         float away = gpu::widen(input[i]) - mean;
         squares = fmaf(away, away, squares);
     }
     float variance = gpu::block_sum<THREADS>(squares) / static_cast<float>(a.width);
     float inverse = 1.0f / sqrtf(variance + a.epsilon);
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
         float normal = (gpu::widen(input[i]) - mean) * inverse;
         output[i] = gpu::narrow<T>(fmaf(normal, a.gamma[i], a.beta[i]));

@@ -9,6 +9,10 @@
 namespace gpu
 {
 
+// Of a block that has a row: two or three columns of a text's each, so that a walk over the row is
+// one trip to memory.
+constexpr unsigned ROW_THREADS = 512;
+
 // A value of each warp, for all threads; safe to be called again at once.
 template <unsigned THREADS> __device__ __forceinline__ const float *exchange(float value)
 {
@@ -71,6 +75,7 @@ __device__ __forceinline__ void split_row(const struct gpu_split &a, uint32_t ro
     float scale = 1.0f;
     if (!a.is_bf16) {
         float largest = 0;
+#pragma unroll 4
         for (uint32_t i = threadIdx.x; i < a.c; i += THREADS) {
             largest = fmaxf(largest, fabsf(input[i]));
         }
@@ -78,6 +83,7 @@ __device__ __forceinline__ void split_row(const struct gpu_split &a, uint32_t ro
     }
     if (threadIdx.x == 0) a.scales[row] = scale;
     float factor = 1.0f / scale;
+#pragma unroll 4
     for (uint32_t i = threadIdx.x; i < a.pitch; i += THREADS) {
         float x = i < a.c ? input[i] : 0.0f;
         if (a.is_bf16) {
