@@ -3,8 +3,9 @@
 //
 //     process    the executor, by its device
 //     thread     the worker
-//     X          the run, and in it each operation, by the device's own clock where it tells; with
-//                how many of the lane's earlier runs were one graph (a traced one never is)
+//     X          the run, with how many of the lane's earlier runs were one graph (a traced one
+//                never is); in it each operation, and in that what the device did for it, launch by
+//                launch, by the device's own clock where it tells
 //     C          bytes of the arena in use, and of the device, over time
 //
 // Times are those of CLOCK_MONOTONIC, in microseconds: a client on the same machine lays its own
@@ -21,6 +22,7 @@
 #include "base/text.h"
 
 #define OPERATIONS_MAX 4096u
+#define LAUNCHES_MAX 8192u
 
 void worker_trace_drop(struct worker *self)
 {
@@ -102,19 +104,39 @@ static void write_operation(const struct place *place, const struct operation_fa
             place->tid, microseconds(begin_ns), place->pid, (unsigned long)facts->live_bytes);
 }
 
+static void write_launch(const struct place *place, const struct lane_launch *launch)
+{
+    fprintf(place->out,
+            "{\"name\":\"%s\",\"cat\":\"kernel\",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,"
+            "\"pid\":%ld,\"tid\":%u,\"args\":{\"operation\":%u}},\n",
+            launch->name, microseconds(launch->begin_ns),
+            microseconds(launch->end_ns - launch->begin_ns), place->pid, place->tid,
+            launch->operation);
+}
+
+// Viewers nest by time. An operation stands before its launches: one of them may be as long as it.
 static void write_operations(const struct place *place, const struct worker *self)
 {
     const struct program *program = self->trace.program;
     uint32_t count = program_operations_count(program);
     if (count > OPERATIONS_MAX) count = OPERATIONS_MAX;
     uint64_t *times = calloc(count + 1, sizeof *times);
-    if (times == NULL) return;
+    struct lane_launch *launches = calloc(LAUNCHES_MAX, sizeof *launches);
+    if (times == NULL || launches == NULL) goto done;
     uint32_t known = lane_times(self->lane, times, count);
+    uint32_t launches_count = lane_launches(self->lane, launches, LAUNCHES_MAX);
+    uint32_t launch = 0;
     for (uint32_t i = 0; i < known; i++) {
         struct operation_facts facts = program_operation(program, i);
-        if (times[i + 1] < times[i]) continue;
+        assert(times[i + 1] >= times[i]);
         write_operation(place, &facts, times[i], times[i + 1]);
+        for (; launch < launches_count && launches[launch].operation == i; launch++) {
+            write_launch(place, &launches[launch]);
+        }
     }
+
+done:
+    free(launches);
     free(times);
 }
 

@@ -406,6 +406,15 @@ uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
     return lane->device->class->lane_times(lane, out, count);
 }
 
+uint32_t lane_launches(const struct lane *lane, struct lane_launch *out, uint32_t count)
+{
+    assert(lane != NULL);
+    assert(!lane->running);
+    assert(out != NULL);
+    if (lane->device->class->lane_launches == NULL) return 0;
+    return lane->device->class->lane_launches(lane, out, count);
+}
+
 struct lane_graphs lane_graphs(const struct lane *lane)
 {
     assert(lane != NULL);

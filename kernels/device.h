@@ -108,9 +108,11 @@ struct device_class {
     uint64_t (*lane_progress)(const struct lane *lane);
     uint32_t (*lane_marks)(const struct lane *lane);
 
-    // Times of operations, see lane_trace and lane_times; both NULL: not known.
+    // Times of operations and launches, see lane_trace, lane_times and lane_launches; all NULL: not
+    // known.
     enum status (*lane_trace)(struct lane *lane, bool is_kept, struct error *error);
     uint32_t (*lane_times)(const struct lane *lane, uint64_t *out, uint32_t count);
+    uint32_t (*lane_launches)(const struct lane *lane, struct lane_launch *out, uint32_t count);
 
     // See lane_graphs; NULL: there are none.
     struct lane_graphs (*lane_graphs)(const struct lane *lane);

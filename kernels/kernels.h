@@ -558,16 +558,30 @@ uint64_t lane_progress(const struct lane *lane);
 // Thread:    any.
 uint32_t lane_marks(const struct lane *lane);
 
-// From the next run on, when operations end is kept, or is not (as at first). The lane is idle.
+// From the next run on, when operations and launches end is kept, or is not (as at first). The lane
+// is idle.
 // Errors:    UNIMPLEMENTED for a device that does not tell; RESOURCE_EXHAUSTED.
 // Thread:    the driver's.
 enum status lane_trace(struct lane *lane, bool is_kept, struct error *error);
 
 // When the last run began and its operations ended, in nanoseconds of CLOCK_MONOTONIC: a card's own
-// events. Returns how many operations from the first on are known, at most count; out has room for
-// count + 1.
+// events, in their order. Returns how many operations from the first on are known, at most count;
+// out has room for count + 1.
 // Thread:    the driver's, between lane_collect and the next run.
 uint32_t lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+
+// What a device did for an operation, a part of it or all: a launch by its kernel's name, "copy
+// in", "copy out" or "zero". It begins where the one before it ended.
+struct lane_launch {
+    const char *name;           // lives as long as the device
+    uint32_t operation;         // of the program, from 0 on
+    uint64_t begin_ns, end_ns;  // of CLOCK_MONOTONIC, within what lane_times tells of the operation
+};
+
+// The launches of the last run in their order, all of each operation that lane_times knows. Returns
+// how many are known, at most count; 0 on a device that does not tell.
+// Thread:    the driver's, between lane_collect and the next run.
+uint32_t lane_launches(const struct lane *lane, struct lane_launch *out, uint32_t count);
 
 // How often a lane recorded the launches of a program as one graph, and how often such a graph ran
 // in their place. A GPU does so for programs of many small operations that come more than once.

@@ -230,11 +230,11 @@ template <class S> void launch_sizes(struct gpu_stream *stream, const struct gpu
 {
     dim3 grid((a.tokens + QUERIES - 1) / QUERIES, a.heads, a.batch);
     if (a.storage == DTYPE_F16) {
-        auto kernel = attend_mma<__half, S>;
-        GPU_LAUNCH(stream, kernel, grid, THREADS, S::SHARED_BYTES, a);
+        auto attention_mma = attend_mma<__half, S>;
+        GPU_LAUNCH(stream, attention_mma, grid, THREADS, S::SHARED_BYTES, a);
     } else {
-        auto kernel = attend_mma<__nv_bfloat16, S>;
-        GPU_LAUNCH(stream, kernel, grid, THREADS, S::SHARED_BYTES, a);
+        auto attention_mma = attend_mma<__nv_bfloat16, S>;
+        GPU_LAUNCH(stream, attention_mma, grid, THREADS, S::SHARED_BYTES, a);
     }
 }
 

@@ -82,6 +82,7 @@ static const struct device_class gpu_class = {
     .lane_marks = gpu_lane_marks,
     .lane_trace = gpu_lane_trace,
     .lane_times = gpu_lane_times,
+    .lane_launches = gpu_lane_launches,
     .lane_graphs = gpu_lane_graphs,
     .memory = read_memory,
     .lend = lend,

@@ -125,6 +125,7 @@ uint64_t gpu_lane_progress(const struct lane *lane);
 uint32_t gpu_lane_marks(const struct lane *lane);
 enum status gpu_lane_trace(struct lane *lane, bool is_kept, struct error *error);
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count);
+uint32_t gpu_lane_launches(const struct lane *lane, struct lane_launch *out, uint32_t count);
 struct lane_graphs gpu_lane_graphs(const struct lane *lane);
 
 #endif  // KERNELS_CUDA_DEVICE_GPU_H

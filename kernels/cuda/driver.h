@@ -188,23 +188,42 @@ void gpu_step_wait(struct gpu_stream *self, uint32_t step);
 // Thread:    the user's.
 enum status gpu_stream_wait(struct gpu_stream *self, struct error *error);
 
-// The most steps of a run whose times are kept.
-#define GPU_TIMES_MAX 4096u
+// The most spans of a run that are kept.
+#define GPU_SPANS_MAX 8192u
 
-// From the next gpu_stream_reset on, when each step ends is kept, or is not. Keeping it takes
-// memory and a little time.
+// Something that a stream did: a launch, by its kernel's name, "copy in", "copy out" or "zero". It
+// begins where the one before it ended: what the device waited meanwhile is in it.
+struct gpu_span {
+    const char *name;           // lives as long as the library
+    uint32_t step;              // that it is a part of, counted from the run's first
+    uint64_t begin_ns, end_ns;  // of CLOCK_MONOTONIC
+};
+
+// What is known of a run that is traced, from its first step on. How a driver keeps it: spans.h.
+struct gpu_spans {
+    struct gpu_span *all;  // room for GPU_SPANS_MAX; NULL: none are kept
+    uint32_t count;        // of them that there are, in order
+    uint32_t steps;        // that ended and whose spans are all there
+    uint64_t begin_ns;     // when the run began
+    bool is_noting;        // nothing has been missed: more are added
+};
+
+// From the next gpu_stream_reset on, what the stream does is kept, or is not. Keeping it takes
+// memory and a little time. Graphs are neither recorded nor launched meanwhile.
 // Errors:    RESOURCE_EXHAUSTED, nothing is kept.
 // Thread:    the user's.
 enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error);
 
-// When the run began and its steps ended, in nanoseconds of CLOCK_MONOTONIC, after gpu_stream_wait;
-// returns how many of the steps are known, at most count. out has room for count + 1.
+// What is known of the last run, after gpu_stream_wait; nothing of one that failed or was not
+// traced. The result lives until the next gpu_stream_reset or gpu_stream_trace.
 // Thread:    the user's.
-uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count);
+const struct gpu_spans *gpu_stream_spans(const struct gpu_stream *self);
 
-// For launches (gpu.h). The stream of the runtime, and how a launch tells that it failed, or that
-// the device had no memory for it.
+// For launches (gpu.h). The stream of the runtime; how a launch tells that it was enqueued, so that
+// a trace has it under that name, a literal; that it failed; or that the device had no memory for
+// it.
 void *gpu_stream_handle(struct gpu_stream *self);
+void gpu_stream_note(struct gpu_stream *self, const char *name);
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why);
 void gpu_stream_lack(struct gpu_stream *self, const char *what);
 

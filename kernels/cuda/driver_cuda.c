@@ -3,7 +3,8 @@
 //
 // A stream keeps a ring of events that were made to be waited for asleep. Copies are from and to
 // memory that the system may page, so the runtime stages them and may keep the calling thread for
-// as long as they take: it is the lane's own.
+// as long as they take: it is the lane's own. What is traced has an event of its own behind it, so
+// that neighbours are a begin and an end.
 
 #include <assert.h>
 #include <stdio.h>
@@ -12,16 +13,16 @@
 #include <time.h>
 
 #include "kernels/cuda/driver_cuda.h"
+#include "kernels/cuda/spans.h"
 
 struct gpu_stream {
     struct gpu_card *card;              // on which it runs
     struct gpu_signals *signals;        // of the lane
     cudaStream_t handle;                // of the runtime
     cudaEvent_t ends[GPU_STEPS_MAX];    // of the last steps
-    cudaEvent_t *times;                 // of the run's begin and its steps' ends; NULL: not kept
+    struct gpu_spans spans;             // of the last run
+    cudaEvent_t *times;                 // of the run's begin and its spans' ends; NULL: not kept
     uint32_t times_made;                // events of times that exist
-    uint32_t times_count;               // steps of this run that are known
-    uint64_t begun_ns;                  // when the run began, by the host's clock
     char message[ERROR_MESSAGE_BYTES];  // of the first failure; empty without
     bool lacks_memory;                  // that failure was the want of device memory
 };
@@ -37,11 +38,11 @@ static bool is_broken(void)
 
 static void drop_times(struct gpu_stream *self)
 {
+    spans_free(&self->spans);
     for (uint32_t i = 0; i < self->times_made; i++) cudaEventDestroy(self->times[i]);
     free(self->times);
     self->times = NULL;
     self->times_made = 0;
-    self->times_count = 0;
 }
 
 void gpu_stream_destroy(struct gpu_stream **self_p)
@@ -88,22 +89,42 @@ enum status gpu_stream_create(struct gpu_stream **out, struct gpu_card *card,
 // made are times that are not known.
 static bool record_time(struct gpu_stream *self, uint32_t index)
 {
+    cudaError_t result = cudaSuccess;
     if (index == self->times_made) {
-        if (cudaEventCreateWithFlags(&self->times[index], cudaEventBlockingSync) != cudaSuccess) {
-            return false;
-        }
-        self->times_made += 1;
+        result = cudaEventCreateWithFlags(&self->times[index], cudaEventBlockingSync);
+        if (result == cudaSuccess) self->times_made += 1;
     }
-    return cudaEventRecord(self->times[index], self->handle) == cudaSuccess;
+    if (result == cudaSuccess) result = cudaEventRecord(self->times[index], self->handle);
+    if (result != cudaSuccess) cudaGetLastError();  // the next launch shall not find it
+    return result == cudaSuccess;
 }
 
 // The begin is waited for, so that the host's clock can tell when it was.
 static void begin_times(struct gpu_stream *self)
 {
     struct timespec now;
-    if (!record_time(self, 0) || cudaEventSynchronize(self->times[0]) != cudaSuccess) return;
+    if (!record_time(self, 0)) return;
+    if (cudaEventSynchronize(self->times[0]) != cudaSuccess) {
+        cudaGetLastError();
+        return;
+    }
     clock_gettime(CLOCK_MONOTONIC, &now);
-    self->begun_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    spans_begin(&self->spans, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+}
+
+// When all is done: what belongs to no step that ended is not told.
+static void read_times(struct gpu_stream *self)
+{
+    spans_cut(&self->spans, self->spans.count);
+    for (uint32_t i = 0; i < self->spans.count; i++) {
+        float ms = 0;
+        if (cudaEventElapsedTime(&ms, self->times[0], self->times[i + 1]) != cudaSuccess) {
+            cudaGetLastError();
+            spans_cut(&self->spans, i);
+            return;
+        }
+        spans_time(&self->spans, i, self->spans.begin_ns + (uint64_t)((double)ms * 1e6));
+    }
 }
 
 enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error)
@@ -111,27 +132,31 @@ enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error
     assert(self != NULL);
     if (is_kept == (self->times != NULL)) return STATUS_OK;
     cudaSetDevice(self->card->number);
-    if (!is_kept) {
-        drop_times(self);
-        return STATUS_OK;
-    }
-    self->times = calloc(GPU_TIMES_MAX + 1, sizeof(cudaEvent_t));
+    drop_times(self);
+    if (!is_kept) return STATUS_OK;
+    enum status status = spans_make(&self->spans, error);
+    if (status != STATUS_OK) return status;
+    self->times = calloc(GPU_SPANS_MAX + 1, sizeof(cudaEvent_t));
     if (self->times != NULL) return STATUS_OK;
-    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the times of a trace");
+    drop_times(self);
+    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the events of a trace");
 }
 
-uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count)
+const struct gpu_spans *gpu_stream_spans(const struct gpu_stream *self)
 {
     assert(self != NULL);
-    uint32_t known = 0;
-    out[0] = self->begun_ns;
-    while (known < count && known < self->times_count) {
-        float ms = 0;
-        if (cudaEventElapsedTime(&ms, self->times[0], self->times[known + 1]) != cudaSuccess) break;
-        known += 1;
-        out[known] = self->begun_ns + (uint64_t)((double)ms * 1e6);
+    return &self->spans;
+}
+
+void gpu_stream_note(struct gpu_stream *self, const char *name)
+{
+    if (!self->spans.is_noting || self->message[0] != '\0') return;
+    uint32_t index = self->spans.count;
+    if (index < GPU_SPANS_MAX && record_time(self, index + 1)) {
+        spans_add(&self->spans, name);
+    } else {
+        spans_cut(&self->spans, index);
     }
-    return known;
 }
 
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
@@ -162,7 +187,7 @@ void gpu_stream_reset(struct gpu_stream *self)
     self->message[0] = '\0';
     self->lacks_memory = false;
     check(self, "cudaSetDevice", cudaSetDevice(self->card->number));
-    self->times_count = 0;
+    spans_forget(&self->spans);
     if (self->times != NULL) begin_times(self);
 }
 
@@ -172,33 +197,36 @@ void *gpu_stream_handle(struct gpu_stream *self)
 }
 
 // Where the memory of a slot is, the host's or a loan's, its address tells.
-static void copy_plane(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
+static void copy_plane(struct gpu_stream *self, const char *name, void *to, const void *from,
+                       struct gpu_plane plane)
 {
     if (self->message[0] != '\0') return;
     if (plane.rows == 1) {
         check(self, "cudaMemcpyAsync",
               cudaMemcpyAsync(to, from, plane.width, cudaMemcpyDefault, self->handle));
-        return;
+    } else {
+        check(self, "cudaMemcpy2DAsync",
+              cudaMemcpy2DAsync(to, plane.to_pitch, from, plane.from_pitch, plane.width, plane.rows,
+                                cudaMemcpyDefault, self->handle));
     }
-    check(self, "cudaMemcpy2DAsync",
-          cudaMemcpy2DAsync(to, plane.to_pitch, from, plane.from_pitch, plane.width, plane.rows,
-                            cudaMemcpyDefault, self->handle));
+    gpu_stream_note(self, name);
 }
 
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane);
+    copy_plane(self, "copy in", to, from, plane);
 }
 
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane);
+    copy_plane(self, "copy out", to, from, plane);
 }
 
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
 {
     if (self->message[0] != '\0') return;
     check(self, "cudaMemsetAsync", cudaMemsetAsync(to, 0, bytes, self->handle));
+    gpu_stream_note(self, "zero");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -214,6 +242,7 @@ struct gpu_graph {
 bool gpu_graph_begin(struct gpu_stream *self)
 {
     assert(self != NULL);
+    assert(!self->spans.is_noting);
     if (self->message[0] != '\0') return false;
     if (cudaStreamBeginCapture(self->handle, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
         return true;
@@ -270,6 +299,7 @@ bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)
 {
     assert(self != NULL);
     assert(graph != NULL);
+    assert(!self->spans.is_noting);
     if (self->message[0] != '\0') return false;
     if (cudaGraphLaunch(graph->exec, self->handle) == cudaSuccess) return true;
     cudaGetLastError();
@@ -294,8 +324,7 @@ void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {
     if (self->message[0] != '\0') return;
     check(self, "cudaEventRecord", cudaEventRecord(self->ends[step % GPU_STEPS_MAX], self->handle));
-    bool is_next = self->times_made > 0 && step == self->times_count && step < GPU_TIMES_MAX;
-    if (is_next && record_time(self, step + 1)) self->times_count += 1;
+    spans_end_step(&self->spans);
 }
 
 void gpu_step_wait(struct gpu_stream *self, uint32_t step)
@@ -311,12 +340,15 @@ enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
     if (result == cudaSuccess) result = cudaEventSynchronize(self->ends[0]);
     check(self, "a kernel", result);
     if (self->message[0] != '\0') {
+        spans_forget(&self->spans);
         enum status status = self->lacks_memory ? STATUS_RESOURCE_EXHAUSTED : STATUS_INTERNAL;
         if (is_broken()) status = STATUS_UNAVAILABLE;
         return error_set(error, status, "%s", self->message);
     }
     if (__atomic_load_n(&self->signals->is_cancelled, __ATOMIC_RELAXED) != 0) {
+        spans_forget(&self->spans);
         return error_set(error, STATUS_CANCELLED, "the run was cancelled");
     }
+    read_times(self);
     return STATUS_OK;
 }

@@ -383,6 +383,8 @@ void gpu_blas_multiply(struct gpu_blas *self, struct gpu_stream *stream,
     forget(self, &what);
     if (result != CUBLAS_STATUS_SUCCESS) {
         gpu_stream_fail(stream, "cublasLtMatmul", self->call.GetStatusString(result));
+    } else {
+        gpu_stream_note(stream, "cublasLtMatmul");
     }
 }
 

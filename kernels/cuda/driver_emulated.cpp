@@ -33,6 +33,7 @@
 #include "kernels/emulation/emulation.h"
 
 #include "kernels/cuda/driver_emulated.h"
+#include "kernels/cuda/spans.h"
 
 struct gpu_card {
     struct gpu_facts facts;
@@ -44,8 +45,7 @@ struct gpu_stream {
     bool has_failed;
     bool lacks_memory;            // has_failed, and the device is as good as before
     char message[1024];           // why
-    uint64_t *times;              // of the run's begin and its steps' ends; NULL: not kept
-    uint32_t times_count;         // steps that ended
+    struct gpu_spans spans;       // of the last run
     struct gpu_graph *recording;  // NULL: what is enqueued is done
 };
 
@@ -225,10 +225,11 @@ bool graphs_fail()
 }
 
 // Copies between host and device memory, which is open only meanwhile.
-void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gpu_plane plane)
+void copy_plane(struct gpu_stream *stream, const char *name, void *to, const void *from,
+                struct gpu_plane plane)
 {
     if (stream->recording != nullptr) {
-        stream->recording->calls.push_back([=] { copy_plane(stream, to, from, plane); });
+        stream->recording->calls.push_back([=] { copy_plane(stream, name, to, from, plane); });
         return;
     }
     guard held;
@@ -239,6 +240,7 @@ void copy_plane(struct gpu_stream *stream, void *to, const void *from, struct gp
                static_cast<const char *>(from) + row * plane.from_pitch, plane.width);
     }
     emulation::shut_memory();
+    gpu_stream_note(stream, name);
 }
 
 bool fits(uint64_t bytes)
@@ -413,7 +415,7 @@ enum status gpu_stream_create(struct gpu_stream **out, struct gpu_card *card,
 
 void gpu_stream_destroy(struct gpu_stream **self_p)
 {
-    if (*self_p != nullptr) free((*self_p)->times);
+    if (*self_p != nullptr) spans_free(&(*self_p)->spans);
     free(*self_p);
     *self_p = nullptr;
 }
@@ -422,18 +424,18 @@ void gpu_stream_reset(struct gpu_stream *self)
 {
     self->has_failed = false;
     self->lacks_memory = false;
-    self->times_count = 0;
-    if (self->times != nullptr) self->times[0] = now_ns();
+    spans_forget(&self->spans);
+    if (self->spans.all != nullptr) spans_begin(&self->spans, now_ns());
 }
 
 void gpu_copy_in(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane);
+    copy_plane(self, "copy in", to, from, plane);
 }
 
 void gpu_copy_out(struct gpu_stream *self, void *to, const void *from, struct gpu_plane plane)
 {
-    copy_plane(self, to, from, plane);
+    copy_plane(self, "copy out", to, from, plane);
 }
 
 void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
@@ -447,6 +449,7 @@ void gpu_zero(struct gpu_stream *self, void *to, uint64_t bytes)
     emulation::open_memory();
     memset(to, 0, bytes);
     emulation::shut_memory();
+    gpu_stream_note(self, "zero");
 }
 
 enum status gpu_pin(struct gpu_card *self, uint64_t bytes, void **out, struct error *error)
@@ -467,6 +470,7 @@ void gpu_unpin(struct gpu_card *self, void *memory)
 bool gpu_graph_begin(struct gpu_stream *self)
 {
     assert(self->recording == nullptr);
+    assert(!self->spans.is_noting);
     if (graphs_fail()) return false;
     self->recording = new gpu_graph;
     return true;
@@ -493,6 +497,7 @@ uint32_t gpu_graph_size(const struct gpu_graph *graph)
 bool gpu_graph_launch(struct gpu_stream *self, struct gpu_graph *graph)
 {
     assert(self->recording == nullptr);
+    assert(!self->spans.is_noting);
     if (graphs_fail()) return false;
     for (const auto &call : graph->calls) call();
     return true;
@@ -518,10 +523,9 @@ void gpu_stream_record(struct gpu_stream *self, void (*launch)(void *context),
 
 void gpu_step_end(struct gpu_stream *self, uint32_t step)
 {
+    static_cast<void>(step);
     assert(self->recording == nullptr);
-    if (self->times == nullptr || step != self->times_count || step == GPU_TIMES_MAX) return;
-    self->times_count += 1;
-    self->times[self->times_count] = now_ns();
+    spans_end_step(&self->spans);
 }
 
 void gpu_step_wait(struct gpu_stream *self, uint32_t step)
@@ -534,30 +538,41 @@ enum status gpu_stream_wait(struct gpu_stream *self, struct error *error)
 {
     guard held;
     enum status failure = self->lacks_memory ? STATUS_RESOURCE_EXHAUSTED : STATUS_UNAVAILABLE;
-    if (self->has_failed) return error_set(error, failure, "%s", self->message);
-    if (device().is_broken) return fail_broken(error);
-    if (is_cancelled(self)) return error_set(error, STATUS_CANCELLED, "the run was cancelled");
-    return STATUS_OK;
+    enum status status = STATUS_OK;
+    if (self->has_failed) {
+        status = error_set(error, failure, "%s", self->message);
+    } else if (device().is_broken) {
+        status = fail_broken(error);
+    } else if (is_cancelled(self)) {
+        status = error_set(error, STATUS_CANCELLED, "the run was cancelled");
+    }
+    if (status != STATUS_OK) spans_forget(&self->spans);
+    spans_cut(&self->spans, self->spans.count);  // what belongs to no step that ended
+    return status;
 }
 
 enum status gpu_stream_trace(struct gpu_stream *self, bool is_kept, struct error *error)
 {
-    if (is_kept == (self->times != nullptr)) return STATUS_OK;
-    free(self->times);
-    self->times = nullptr;
-    self->times_count = 0;
-    if (!is_kept) return STATUS_OK;
-    self->times = static_cast<uint64_t *>(calloc(GPU_TIMES_MAX + 1, sizeof *self->times));
-    if (self->times != nullptr) return STATUS_OK;
-    return error_set(error, STATUS_RESOURCE_EXHAUSTED, "no memory for the times of a trace");
+    if (is_kept == (self->spans.all != nullptr)) return STATUS_OK;
+    spans_free(&self->spans);
+    return is_kept ? spans_make(&self->spans, error) : STATUS_OK;
 }
 
-uint32_t gpu_stream_times(struct gpu_stream *self, uint64_t *out, uint32_t count)
+const struct gpu_spans *gpu_stream_spans(const struct gpu_stream *self)
 {
-    if (self->times == nullptr) return 0;
-    if (count > self->times_count) count = self->times_count;
-    memcpy(out, self->times, (count + 1) * sizeof *out);
-    return count;
+    return &self->spans;
+}
+
+void gpu_stream_note(struct gpu_stream *self, const char *name)
+{
+    if (!self->spans.is_noting) return;
+    uint32_t index = self->spans.count;
+    if (index == GPU_SPANS_MAX) {
+        spans_cut(&self->spans, index);
+    } else {
+        spans_add(&self->spans, name);
+        spans_time(&self->spans, index, now_ns());
+    }
 }
 
 void *gpu_stream_handle(struct gpu_stream *self)
@@ -596,7 +611,11 @@ bool gpu_stream_begin_launch(struct gpu_stream *self)
 
 void gpu_stream_end_launch(struct gpu_stream *self, const char *what, const char *why)
 {
-    if (why != nullptr) set_failure(self, what, why);
+    if (why != nullptr) {
+        set_failure(self, what, why);
+    } else {
+        gpu_stream_note(self, what);
+    }
     give_device();
 }
 

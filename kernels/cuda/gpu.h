@@ -88,6 +88,8 @@ void launch(struct gpu_stream *stream, const char *name, void (*kernel)(P...), d
         gpu_stream_lack(stream, name);
     } else if (error != cudaSuccess) {
         gpu_stream_fail(stream, name, cudaGetErrorString(error));
+    } else {
+        gpu_stream_note(stream, name);
     }
 }
 #else

@@ -282,7 +282,38 @@ struct lane_graphs gpu_lane_graphs(const struct lane *lane)
                                 .launches = atomic_load(&graphs->launches)};
 }
 
+// ---------------------------------------------------------------------------------------------
+// Traces: an operation is a step, a launch one of its spans
+
+static const struct gpu_spans *spans_of(const struct lane *lane)
+{
+    return gpu_stream_spans(((const struct gpu_lane *)lane)->stream);
+}
+
+// An operation ends with its last span, and without any, as a mark, where the one before it did.
 uint32_t gpu_lane_times(const struct lane *lane, uint64_t *out, uint32_t count)
 {
-    return gpu_stream_times(((const struct gpu_lane *)lane)->stream, out, count);
+    const struct gpu_spans *spans = spans_of(lane);
+    uint32_t known = count < spans->steps ? count : spans->steps;
+    uint32_t at = 0;
+    out[0] = spans->begin_ns;
+    for (uint32_t i = 0; i < known; i++) {
+        while (at < spans->count && spans->all[at].step == i) at++;
+        out[i + 1] = at == 0 ? spans->begin_ns : spans->all[at - 1].end_ns;
+    }
+    return known;
+}
+
+uint32_t gpu_lane_launches(const struct lane *lane, struct lane_launch *out, uint32_t count)
+{
+    const struct gpu_spans *spans = spans_of(lane);
+    uint32_t known = count < spans->count ? count : spans->count;
+    for (uint32_t i = 0; i < known; i++) {
+        const struct gpu_span *span = &spans->all[i];
+        out[i] = (struct lane_launch){.name = span->name,
+                                      .operation = span->step,
+                                      .begin_ns = span->begin_ns,
+                                      .end_ns = span->end_ns};
+    }
+    return known;
 }

@@ -16,6 +16,7 @@
 
 struct gpu_stream {
     char failure[128];
+    uint32_t products;  // that were noted
 };
 
 static cudaError_t set_device_result;
@@ -34,6 +35,12 @@ void *gpu_stream_handle(struct gpu_stream *self)
 void gpu_stream_fail(struct gpu_stream *self, const char *what, const char *why)
 {
     snprintf(self->failure, sizeof self->failure, "%s: %s", what, why);
+}
+
+void gpu_stream_note(struct gpu_stream *self, const char *name)
+{
+    assert_string_equal(name, "cublasLtMatmul");
+    self->products += 1;
 }
 
 // ---- the tests
@@ -201,7 +208,9 @@ static void products_are_those_of_row_major_matrices(void **state)
         assert_non_null(choice);
         for (int has_bias = 0; has_bias <= shape.has_bias; has_bias++) {
             multiply(&operands, has_bias);
+            uint32_t products = stream.products;
             enqueue(blas, &stream, &operands, choice, has_bias);
+            assert_int_equal(stream.products, products + 1);
             assert_memory_equal(operands.c, operands.want,
                                 (uint64_t)operands.m * shape.n * sizeof(float));
             assert_ptr_equal(fake->last_stream, &stream);
@@ -282,6 +291,7 @@ static bool do_everything(const struct operands *operands, uint64_t fail_at, uin
     if (gpu_blas_open(&blas, &card, NULL) == STATUS_OK) choice = gpu_blas_choose(blas, &square);
     if (choice != NULL) enqueue(blas, &stream, operands, choice, true);
     bool is_whole = choice != NULL && stream.failure[0] == '\0';
+    assert_int_equal(stream.products, is_whole);
     assert_int_equal(is_whole, fake->multiplied);
     gpu_blas_close(&blas);
     assert_int_equal(fake->live, 0);

@@ -224,25 +224,129 @@ static void a_shortage_within_a_run_is_told_from_a_failure(void **state)
     close_bench(&bench);
 }
 
-static void a_traced_run_has_a_time_for_every_step(void **state)
+// The spans of run(): one after the other, two a step. Each event takes a millisecond of the fake
+// runtime's clock, that of the step's end too.
+static void check_spans(const struct gpu_spans *spans)
+{
+    uint64_t end_ns = spans->begin_ns;
+    assert_int_equal(spans->steps, 20);
+    assert_int_equal(spans->count, 40);  // the last copy is in no step
+    for (uint32_t i = 0; i < spans->count; i++) {
+        const struct gpu_span *span = &spans->all[i];
+        assert_string_equal(span->name, i % 2 == 0 ? "zero" : "copy in");
+        assert_int_equal(span->step, i / 2);
+        assert_int_equal(span->begin_ns, end_ns);
+        assert_int_equal(span->end_ns - span->begin_ns, i % 2 == 1 || i == 0 ? 1000000 : 2000000);
+        end_ns = span->end_ns;
+    }
+}
+
+static void a_traced_run_has_a_span_for_all_that_it_did(void **state)
 {
     (void)state;
     struct bench bench;
     char host[16] = "abcdefgh";
-    uint64_t times[21];
     open_bench(&bench);
+    const struct gpu_spans *spans = gpu_stream_spans(bench.stream);
     for (int time = 0; time < 4; time++) {
-        assert_int_equal(gpu_stream_trace(bench.stream, time == 1 || time == 2, NULL), STATUS_OK);
+        bool is_kept = time == 1 || time == 2;
+        assert_int_equal(gpu_stream_trace(bench.stream, is_kept, NULL), STATUS_OK);
+        uint64_t before = fake.records;
         assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_OK);
         assert_memory_equal(host + 8, "abef", 4);
-        uint32_t known = gpu_stream_times(bench.stream, times, 20);
-        assert_int_equal(known, time == 1 || time == 2 ? 20 : 0);
-        for (uint32_t i = 0; i < known; i++) assert_true(times[i] < times[i + 1]);
+        // An event a step and one to wait for; traced, one for the begin and one a span.
+        assert_int_equal(fake.records - before, is_kept ? 63 : 21);
+        if (is_kept) check_spans(spans);
+        if (!is_kept) assert_int_equal(spans->count + spans->steps, 0);
     }
+    assert_int_equal(gpu_stream_trace(bench.stream, true, NULL), STATUS_OK);
     __atomic_store_n(&bench.signals.is_cancelled, 1, __ATOMIC_RELAXED);
     assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_CANCELLED);
+    assert_int_equal(spans->count + spans->steps, 0);
     close_bench(&bench);
     assert_int_equal(fake_live_objects(), 0);
+}
+
+static void a_launch_is_a_span_of_its_name_and_a_step_may_have_none(void **state)
+{
+    (void)state;
+    struct bench bench;
+    open_bench(&bench);
+    assert_int_equal(gpu_stream_trace(bench.stream, true, NULL), STATUS_OK);
+    gpu_stream_reset(bench.stream);
+    gpu_step_end(bench.stream, 0);
+    gpu_stream_note(bench.stream, "split_rows");
+    gpu_stream_note(bench.stream, "products_mma");
+    gpu_step_end(bench.stream, 1);
+    gpu_step_end(bench.stream, 2);
+    assert_int_equal(gpu_stream_wait(bench.stream, NULL), STATUS_OK);
+    const struct gpu_spans *spans = gpu_stream_spans(bench.stream);
+    assert_int_equal(spans->steps, 3);
+    assert_int_equal(spans->count, 2);
+    assert_string_equal(spans->all[0].name, "split_rows");
+    assert_string_equal(spans->all[1].name, "products_mma");
+    assert_int_equal(spans->all[0].step, 1);
+    assert_int_equal(spans->all[1].step, 1);
+    gpu_stream_note(bench.stream, "nobody's");  // behind the end
+    assert_int_equal(spans->count, 2);
+    close_bench(&bench);
+}
+
+// Three spans a step, of which room is for a third less than a whole number: 8192 = 3 * 2730 + 2.
+static void spans_beyond_the_room_cost_no_more_than_the_steps_they_are_in(void **state)
+{
+    (void)state;
+    struct bench bench;
+    open_bench(&bench);
+    assert_int_equal(gpu_stream_trace(bench.stream, true, NULL), STATUS_OK);
+    for (int time = 0; time < 2; time++) {
+        gpu_stream_reset(bench.stream);
+        uint64_t before = fake.records;
+        for (uint32_t i = 0; i < 3 * GPU_SPANS_MAX; i++) {
+            gpu_stream_note(bench.stream, "split_rows");
+            if (i % 3 == 2) gpu_step_end(bench.stream, i / 3);
+        }
+        assert_int_equal(fake.records - before, GPU_SPANS_MAX + GPU_SPANS_MAX);
+        assert_int_equal(gpu_stream_wait(bench.stream, NULL), STATUS_OK);
+        const struct gpu_spans *spans = gpu_stream_spans(bench.stream);
+        assert_int_equal(spans->steps, GPU_SPANS_MAX / 3);
+        assert_int_equal(spans->count, GPU_SPANS_MAX / 3 * 3);
+        assert_int_equal(spans->all[spans->count - 1].step, GPU_SPANS_MAX / 3 - 1);
+    }
+    close_bench(&bench);
+    assert_int_equal(fake_live_objects(), 0);
+}
+
+// Events that cannot be had, or tell no time, are times that are not known: the run is none the
+// worse, and what is known is a beginning of it.
+static void a_trace_that_fails_anywhere_keeps_whole_steps_and_the_run(void **state)
+{
+    (void)state;
+    uint32_t shortened = 0;
+    for (uint64_t number = 1; number < 400; number++) {
+        struct bench bench;
+        char host[16] = "abcdefgh";
+        open_bench(&bench);
+        assert_int_equal(gpu_stream_trace(bench.stream, true, NULL), STATUS_OK);
+        fake.fail_at = fake.calls + number;
+        enum status status = run(bench.stream, bench.memory, host, NULL);
+        fake.fail_at = 0;
+        const struct gpu_spans *spans = gpu_stream_spans(bench.stream);
+        assert_int_equal(spans->count, 2 * spans->steps);
+        if (status != STATUS_OK) assert_int_equal(spans->steps, 0);
+        if (status == STATUS_OK) {
+            assert_memory_equal(host + 8, "abef", 4);
+            assert_int_equal(fake.last, cudaSuccess);  // no launch finds what was none of its own
+            shortened += spans->steps < 20;
+        }
+        for (uint32_t i = 0; i < spans->count; i++) assert_true(spans->all[i].end_ns > 0);
+        assert_int_equal(run(bench.stream, bench.memory, host, NULL), STATUS_OK);
+        check_spans(spans);
+        close_bench(&bench);
+        assert_int_equal(fake_live_objects(), 0);
+    }
+    // The begin's event made, recorded and waited for; 40 made, recorded and read.
+    assert_int_equal(shortened, 3 + 3 * 40);
 }
 
 static void a_failure_that_stays_means_that_the_device_is_broken(void **state)
@@ -368,7 +472,6 @@ static bool do_everything(void)
     const struct gpu_source source = {
         .fill = count_up, .count = 4, .element_bytes = sizeof(uint32_t)};
     char host[16] = "";
-    uint64_t times[21];
     uint8_t handle[GPU_HANDLE_BYTES];
     void *memory = NULL;
     void *loan = NULL;
@@ -380,7 +483,7 @@ static bool do_everything(void)
     if (status == STATUS_OK) status = gpu_stream_create(&stream, card, &signals, NULL);
     if (status == STATUS_OK) status = gpu_stream_trace(stream, true, NULL);
     if (status == STATUS_OK) status = run(stream, memory, host, NULL);
-    bool is_whole = status == STATUS_OK && gpu_stream_times(stream, times, 20) == 20;
+    bool is_whole = status == STATUS_OK && gpu_stream_spans(stream)->steps == 20;
     gpu_stream_destroy(&stream);
     if (card != NULL) gpu_free(card, memory, 16);
     if (loan != NULL) gpu_take_back(card, loan, 64, handle);
@@ -417,7 +520,10 @@ int main(void)
         cmocka_unit_test(a_loan_is_zeroed_counted_and_has_a_handle),
         cmocka_unit_test(a_system_that_cannot_share_is_no_broken_device),
         cmocka_unit_test(a_shortage_within_a_run_is_told_from_a_failure),
-        cmocka_unit_test(a_traced_run_has_a_time_for_every_step),
+        cmocka_unit_test(a_traced_run_has_a_span_for_all_that_it_did),
+        cmocka_unit_test(a_launch_is_a_span_of_its_name_and_a_step_may_have_none),
+        cmocka_unit_test(spans_beyond_the_room_cost_no_more_than_the_steps_they_are_in),
+        cmocka_unit_test(a_trace_that_fails_anywhere_keeps_whole_steps_and_the_run),
         cmocka_unit_test(a_graph_does_when_launched_what_was_recorded),
         cmocka_unit_test(a_graph_that_fails_anywhere_leaves_a_stream_that_works),
         cmocka_unit_test(a_failure_that_stays_means_that_the_device_is_broken),

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/cuda/driver.h"
 #include "tests/unit/kernels/kit.h"
 
 // Runs body in a child with one setting; returns how it ended.
@@ -232,45 +233,102 @@ static void an_arena_that_is_long_in_coming_keeps_nobody(void **state)
     assert_int_equal(rmdir(folder), 0);
 }
 
-// Steps of a run that is traced: as many as operations, one after the other.
-static int trace_a_run(void)
+// A program of so many operations of one launch each, and a mark, of none.
+static struct program *make_clears(struct device *device, uint32_t count)
 {
-    struct device *device = device_or_null();
     struct program *program = NULL;
-    struct lane *lane = NULL;
-    uint64_t times[5] = {0};
-    int right = 0;
-    if (device == NULL || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
-    if (program_create(&program, device, NULL) != STATUS_OK) return 9;
+    if (program_create(&program, device, NULL) != STATUS_OK) return NULL;
     struct value value = program_tensor(program, 1, 1, 1, 64);
-    for (int i = 0; i < 3; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         program_clear(program, &(struct clear){.output = value, .bytes = value.bytes});
     }
     program_mark(program);
-    if (program_finish(program, NULL) != STATUS_OK) return 9;
+    if (program_finish(program, NULL) != STATUS_OK) program_destroy(&program);
+    return program;
+}
+
+// A run that is traced, between two that are not: the times of its operations, and of the one
+// launch in each. Returns how many of the facts were right.
+static int trace_a_run(void)
+{
+    struct device *device = device_or_null();
+    struct program *program = device == NULL ? NULL : make_clears(device, 3);
+    struct lane *lane = NULL;
+    struct lane_launch launches[5];
+    uint64_t times[5] = {0};
+    int right = 0;
+    if (program == NULL || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
     if (lane_reserve(lane, program_peak_bytes(program), NULL) != STATUS_OK) return 9;
     for (int run = 0; run < 3; run++) {
         if (lane_trace(lane, run == 1, NULL) != STATUS_OK) return 9;
         lane_run(lane, program, NULL, 0);
         if (lane_collect(lane, NULL) != STATUS_OK) return 9;
         right += lane_times(lane, times, 4) == (run == 1 ? 4u : 0u);
+        right += lane_launches(lane, launches, 5) == (run == 1 ? 3u : 0u);
         if (run != 1) continue;
         for (int i = 0; i < 4; i++) right += times[i] > 0 && times[i] <= times[i + 1];
-        right += lane_times(lane, times, 2) == 2;
+        for (uint32_t i = 0; i < 3; i++) {
+            right += strcmp(launches[i].name, "zero") == 0 && launches[i].operation == i;
+            right += launches[i].begin_ns == times[i] && launches[i].end_ns == times[i + 1];
+        }
+        right += times[3] < times[4] ? 0 : 1;  // the mark did nothing
+        right += lane_times(lane, times, 2) == 2 && lane_launches(lane, launches, 2) == 2;
     }
     struct operation_facts facts = program_operation(program, 0);
     right += program_operations_count(program) == 4 && strcmp(facts.name, "clear") == 0;
-    right += facts.live_bytes == value.bytes;
+    right += facts.live_bytes == 64 * sizeof(float);
     lane_destroy(&lane);
     program_destroy(&program);
     device_close(&device);
     return right;
 }
 
-static void a_traced_run_tells_when_each_operation_ended(void **state)
+static void a_traced_run_tells_when_each_operation_and_launch_ended(void **state)
 {
     (void)state;
-    assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", trace_a_run), 10);
+    assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", trace_a_run), 20);
+}
+
+// More launches than are kept, twice: what is known is the beginning of the run. Then one that is
+// cancelled, of which nothing is. Returns how many of the facts were right.
+static int trace_a_long_run(void)
+{
+    const uint32_t count = GPU_SPANS_MAX + 8;
+    struct device *device = device_or_null();
+    struct program *program = device == NULL ? NULL : make_clears(device, count);
+    struct lane *lane = NULL;
+    struct lane_launch *launches = calloc(count, sizeof *launches);
+    uint64_t *times = calloc(count + 1, sizeof *times);
+    int right = 0;
+    if (program == NULL || lane_create(&lane, device, NULL) != STATUS_OK) return 9;
+    if (launches == NULL || times == NULL) return 9;
+    if (lane_reserve(lane, program_peak_bytes(program), NULL) != STATUS_OK) return 9;
+    if (lane_trace(lane, true, NULL) != STATUS_OK) return 9;
+    for (int run = 0; run < 2; run++) {
+        lane_run(lane, program, NULL, 0);
+        if (lane_collect(lane, NULL) != STATUS_OK) return 9;
+        right += lane_times(lane, times, count) == GPU_SPANS_MAX;
+        right += lane_launches(lane, launches, count) == GPU_SPANS_MAX;
+        right += launches[GPU_SPANS_MAX - 1].operation == GPU_SPANS_MAX - 1;
+        right += launches[GPU_SPANS_MAX - 1].end_ns == times[GPU_SPANS_MAX];
+    }
+    lane_run(lane, program, NULL, 0);
+    lane_cancel(lane);
+    if (lane_collect(lane, NULL) == STATUS_CANCELLED) {
+        right += lane_times(lane, times, count) == 0 && lane_launches(lane, launches, count) == 0;
+    }
+    lane_destroy(&lane);
+    program_destroy(&program);
+    device_close(&device);
+    free(launches);
+    free(times);
+    return right;
+}
+
+static void of_a_run_too_long_to_be_kept_the_beginning_is_known(void **state)
+{
+    (void)state;
+    assert_int_equal(in_child("LUNA_EMULATION_SEED", "0", trace_a_long_run), 9);
 }
 
 // A convolution whose launch fails, so that the report names its kernel.
@@ -345,7 +403,8 @@ int main(void)
         cmocka_unit_test(a_device_has_so_much_memory_and_no_more),
         cmocka_unit_test(memory_is_what_the_driver_says_with_everybody_beside_us),
         cmocka_unit_test(an_arena_that_is_long_in_coming_keeps_nobody),
-        cmocka_unit_test(a_traced_run_tells_when_each_operation_ended),
+        cmocka_unit_test(a_traced_run_tells_when_each_operation_and_launch_ended),
+        cmocka_unit_test(of_a_run_too_long_to_be_kept_the_beginning_is_known),
         cmocka_unit_test(a_kernel_that_fails_breaks_the_device_and_says_which),
         cmocka_unit_test(which_kernel_convolves_is_chosen_by_name_or_refused),
         cmocka_unit_test(auto_convolves_on_a_card_that_wgmma_is_refused_for),

@@ -262,6 +262,32 @@ static void a_lane_whose_graphs_fail_again_and_again_leaves_them_alone(void **st
     close_bench(&bench);
 }
 
+#define TRACED_MAX 1000u
+
+// Launches follow each other within their operations; returns how many are of that name.
+static uint32_t check_launches(const struct lane *lane, const char *name)
+{
+    struct lane_launch launches[TRACED_MAX];
+    uint64_t times[TRACED_MAX + 1];
+    uint32_t found = 0;
+    uint32_t operations = lane_times(lane, times, TRACED_MAX);
+    uint32_t count = lane_launches(lane, launches, TRACED_MAX);
+    assert_in_range(count, operations + 1, TRACED_MAX - 1);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct lane_launch *launch = &launches[i];
+        bool is_first = i == 0 || launch->operation > launches[i - 1].operation;
+        bool is_last = i + 1 == count || launch->operation < launches[i + 1].operation;
+        assert_true(launch->operation < operations);
+        assert_true(is_first || launch->operation == launches[i - 1].operation);
+        assert_int_equal(launch->begin_ns,
+                         is_first ? times[launch->operation] : launches[i - 1].end_ns);
+        assert_true(launch->end_ns >= launch->begin_ns);
+        if (is_last) assert_int_equal(launch->end_ns, times[launch->operation + 1]);
+        found += strcmp(launch->name, name) == 0;
+    }
+    return found;
+}
+
 static void a_traced_run_takes_plain_launches_and_tells_their_times(void **state)
 {
     const struct fixture *self = *state;
@@ -272,6 +298,9 @@ static void a_traced_run_takes_plain_launches_and_tells_their_times(void **state
     expect_ok(lane_trace(bench.lane, true, NULL), NULL);
     check_batch(self, &bench, 2);
     assert_int_equal(lane_times(bench.lane, times, 1), 1);
+    assert_true(check_launches(bench.lane, "split_rows") > 0);
+    uint32_t products = check_launches(bench.lane, "products_mma");
+    assert_true(products > 4 && check_launches(bench.lane, "copy in") > 0);
     expect_graphs(&bench, 1, 1);
     expect_ok(lane_trace(bench.lane, false, NULL), NULL);
     check_batch(self, &bench, 3);

@@ -49,7 +49,8 @@ find_path(CUDA_INCLUDE cuda_runtime_api.h PATHS /usr/local/cuda/include)
 if(CUDA_INCLUDE AND NOT LUNA_FUZZ)
   add_executable(emulated_test_driver_cuda tests/emulation/test_driver_cuda.c
                  tests/emulation/fake_runtime.c
-                 kernels/cuda/driver_cuda.c kernels/cuda/driver_cuda_card.c kernels/cuda/driver_cuda_loan.c)
+                 kernels/cuda/driver_cuda.c kernels/cuda/driver_cuda_card.c
+                 kernels/cuda/driver_cuda_loan.c kernels/cuda/spans.c)
   target_include_directories(emulated_test_driver_cuda SYSTEM PRIVATE ${CUDA_INCLUDE})
   target_compile_options(emulated_test_driver_cuda PRIVATE ${LUNA_WARNINGS})
   target_link_libraries(emulated_test_driver_cuda PRIVATE luna_base cmocka Threads::Threads)

@@ -13,7 +13,9 @@
 //     encode H W RUNS IN OUT       f32 image [1,H,W,3] to f32 latent
 //     prompt RUNS IN OUT           IN holds a prompt and, on the next line, a negative; OUT gets
 //                                  cond and pooled of one, then of the other, f32
-//     trace on|off                 from now on an answer to a run tells its time by operation too
+//     trace on|off                 from now on an answer to a run tells its time by operation and
+//     by
+//                                  launch too
 //     reserve BYTES                takes device memory, to leave less for others
 //     compare A B                  two files of f32: how far A is from B
 //     drop                         gives weights and arena back
@@ -42,6 +44,7 @@
 #define LINE_BYTES 2048
 #define WORDS_MAX 8u
 #define RUNS_MAX 1000u
+#define LAUNCHES_MAX 8192u
 
 struct bench {
     struct device *device;      // opened at the start
@@ -155,20 +158,19 @@ done:
     return status;
 }
 
-// Adds an operation to the others of its name.
-static void add_operation(json_t *kernels, const struct operation_facts *facts, double ms)
+// Adds an operation or a launch to the others of its name.
+static void add_time(json_t *kinds, const char *name, uint64_t ns, uint64_t operations)
 {
-    json_t *entry = json_object_get(kernels, facts->name);
-    double before = json_real_value(json_object_get(entry, "ms"));
+    json_t *entry = json_object_get(kinds, name);
+    double ms = json_real_value(json_object_get(entry, "ms"));
     json_int_t count = json_integer_value(json_object_get(entry, "count"));
-    json_int_t operations = json_integer_value(json_object_get(entry, "operations"));
-    operations += (json_int_t)facts->floating_point_operations;
-    json_object_set_new(kernels, facts->name,
-                        json_pack("{s:f, s:I, s:I}", "ms", before + ms, "count", count + 1,
-                                  "operations", operations));
+    json_int_t before = json_integer_value(json_object_get(entry, "operations"));
+    json_object_set_new(kinds, name,
+                        json_pack("{s:f, s:I, s:I}", "ms", ms + (double)ns / 1e6, "count",
+                                  count + 1, "operations", before + (json_int_t)operations));
 }
 
-// Where the time of the last run went, by the device's own clock.
+// Where the time of the last run went, by the device's own clock: operation by operation...
 static json_t *kernels_json(const struct bench *self, const struct program *program)
 {
     uint32_t count = program_operations_count(program);
@@ -177,10 +179,23 @@ static json_t *kernels_json(const struct bench *self, const struct program *prog
     uint32_t known = ends_ns == NULL ? 0 : lane_times(self->lane, ends_ns, count);
     for (uint32_t i = 0; i < known; i++) {
         struct operation_facts facts = program_operation(program, i);
-        add_operation(kernels, &facts, (double)(int64_t)(ends_ns[i + 1] - ends_ns[i]) / 1e6);
+        add_time(kernels, facts.name, ends_ns[i + 1] - ends_ns[i], facts.floating_point_operations);
     }
     free(ends_ns);
     return kernels;
+}
+
+// ... and launch by launch.
+static json_t *launches_json(const struct bench *self)
+{
+    struct lane_launch *launches = calloc(LAUNCHES_MAX, sizeof *launches);
+    json_t *kinds = json_object();
+    uint32_t known = launches == NULL ? 0 : lane_launches(self->lane, launches, LAUNCHES_MAX);
+    for (uint32_t i = 0; i < known; i++) {
+        add_time(kinds, launches[i].name, launches[i].end_ns - launches[i].begin_ns, 0);
+    }
+    free(launches);
+    return kinds;
 }
 
 static json_t *times_json(const struct bench *self, const struct program *program, uint32_t runs)
@@ -191,7 +206,10 @@ static json_t *times_json(const struct bench *self, const struct program *progra
     }
     json_t *answer =
         json_pack("{s:o, s:I}", "ms", times, "arena", (json_int_t)lane_arena_bytes(self->lane));
-    if (self->is_traced) json_object_set_new(answer, "kernels", kernels_json(self, program));
+    if (self->is_traced) {
+        json_object_set_new(answer, "kernels", kernels_json(self, program));
+        json_object_set_new(answer, "launches", launches_json(self));
+    }
     return answer;
 }
 

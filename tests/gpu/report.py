@@ -5,14 +5,15 @@ def cell(text):
     return str(text).replace("|", "/").replace("\n", " ")
 
 
-def kernel_table(kind, kernels):
-    """The operations of one run that take longest."""
+def kernel_table(kind, what, kernels):
+    """The operations or launches of one run that take longest."""
     total = sum(entry["ms"] for entry in kernels.values())
-    lines = ["", f"| {kind}: operation | times | ms | % | TFLOP/s |", "|---|---|---|---|---|"]
+    lines = ["", f"| {kind}: {what} | times | ms | % | TFLOP/s |", "|---|---|---|---|---|"]
     for name, entry in sorted(kernels.items(), key=lambda item: -item[1]["ms"])[:12]:
         rate = entry["operations"] / entry["ms"] / 1e9 if entry["ms"] > 0 else 0
         share = 100 * entry["ms"] / max(total, 1e-9)
-        lines.append(f"| {cell(name)} | {entry['count']} | {entry['ms']:.3f} | {share:.0f} | {rate:.1f} |")
+        speed = f"{rate:.1f}" if entry["operations"] else ""
+        lines.append(f"| {cell(name)} | {entry['count']} | {entry['ms']:.3f} | {share:.0f} | {speed} |")
     return lines
 
 
@@ -38,7 +39,8 @@ def write(walk):
         lines += [f"| {cell(what)} | {cell(value)} | {cell(bar)} | {words[good]} | {cell(peer)} |"
                   for what, value, bar, good, peer in walk.rows]
     for kind, kernels in walk.numbers.get("kernels", {}).items():
-        lines += kernel_table(kind, kernels)
+        lines += kernel_table(kind, "operation", kernels)
+        lines += kernel_table(kind, "launch", walk.numbers["launches"][kind])
     lines += ["", "| step | | s | |", "|---|---|---|---|"]
     lines += [f"| {cell(name)} | {state} | {seconds:.1f} | {cell(note)} |"
               for name, state, seconds, note in walk.results]

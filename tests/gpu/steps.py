@@ -422,8 +422,8 @@ def text_ways(walk):
 
 
 def bench_kernels(walk):
-    """Where the time of a run goes, by the card's own clock; an event behind each operation is in it."""
-    half, found = walk.side // 8, {}
+    """Where the time of a run goes, by the card's own clock; an event behind each launch is in it."""
+    half, found, launches = walk.side // 8, {}, {}
     for kind, mode, files, words in (
             ("decode", walk.fast, [walk.vae], ("decode", half, half, "f32", 1, walk.scratch / "latent.f32")),
             ("encode", walk.fast, [walk.vae], ("encode", walk.side, walk.side, 1, walk.scratch / "image.f32")),
@@ -433,10 +433,14 @@ def bench_kernels(walk):
             answer = device.try_to("trace", "on")
             if answer.get("error") == "UNIMPLEMENTED":
                 raise Skip(answer["message"])
-            found[kind] = device.ask(*words, walk.scratch / "bench.out")["kernels"]
+            answer = device.ask(*words, walk.scratch / "bench.out")
+            found[kind], launches[kind] = answer["kernels"], answer["launches"]
         if not found[kind] or any(entry["ms"] < 0 for entry in found[kind].values()):
             raise Failed(f"{kind}: the device tells no times: {found[kind]}")
-    walk.numbers["kernels"] = found
+        whole, sum_of_launches = (sum(e["ms"] for e in kinds[kind].values()) for kinds in (found, launches))
+        if abs(whole - sum_of_launches) > 0.001 * whole:
+            raise Failed(f"{kind}: {whole} ms of operations, but of launches {sum_of_launches} ms")
+    walk.numbers["kernels"], walk.numbers["launches"] = found, launches
     return ", ".join(f"{kind} {sum(e['ms'] for e in kernels.values()):.2f} ms in {len(kernels)} kinds of operations"
                      for kind, kernels in found.items())
 

@@ -583,6 +583,23 @@ def traced(daemon, path, mix):
     return events
 
 
+def check_kernels(events):
+    """Every launch lies within the operation that it is listed behind, after the one before it."""
+    for run in events["run"]:
+        first, last = run["ts"] - 0.002, run["ts"] + run["dur"] + 0.002
+        mine = [e for e in events["operation"] + events["kernel"]
+                if e["tid"] == run["tid"] and first <= e["ts"] <= last]
+        operations = [e for e in mine if e["cat"] == "operation"]
+        kernels = [e for e in mine if e["cat"] == "kernel"]
+        assert len(kernels) >= len(operations) > 0
+        for kernel in kernels:
+            around = operations[kernel["args"]["operation"]]
+            assert around["ts"] - 0.002 <= kernel["ts"]
+            assert kernel["ts"] + kernel["dur"] <= around["ts"] + around["dur"] + 0.002
+        for one, next_one in zip(kernels, kernels[1:]):
+            assert one["ts"] + one["dur"] <= next_one["ts"] + 0.002
+
+
 def test_a_bench_leaves_a_trace_of_every_operation_on_the_device(make_emulated, tmp_path):
     daemon = make_emulated()
     events = traced(daemon, tmp_path / "trace.json", "decode,text")
@@ -599,6 +616,8 @@ def test_a_bench_leaves_a_trace_of_every_operation_on_the_device(make_emulated, 
         peak = max(e["args"]["live_bytes"] for e in mine)
         assert 0 < peak <= run["args"]["peak_bytes"] <= run["args"]["arena_bytes"]
         assert any(r["ts"] <= run["ts"] and run["ts"] + run["dur"] <= r["ts"] + r["dur"] for r in events["request"])
+    check_kernels(events)
+    assert {e["name"] for e in events["kernel"]} >= {"products_mma", "convolution_mma", "copy in", "copy out"}
     memory = [e["args"] for e in events["C"] if e["name"] == "device memory"]
     # Images and texts have a device each, of one card.
     assert memory and all(0 < m["used_bytes"] <= 256 * MB - m["free_bytes"] for m in memory)
@@ -651,7 +670,7 @@ def test_the_log_says_who_makes_linears_and_a_library_that_lacks_stops_nothing(m
 
 def test_a_processor_traces_runs(shared, tmp_path):
     events = traced(shared, tmp_path / "trace.json", "encode")
-    assert events["run"] and events["request"] and "operation" not in events
+    assert events["run"] and events["request"] and not {"operation", "kernel"} & events.keys()
 
 
 def test_an_answer_with_a_trace_is_not_kept_for_others(make_emulated):
