@@ -64,6 +64,7 @@ struct program {
     bool finished;
     struct error error;           // the first one
     struct arena_plan *plan;      // live ranges while building; NULL once finished
+    struct value held;            // the last linear's workspace, see holds_workspace
     struct low_rank **low_ranks;  // owned copies that operations point into
     uint32_t low_ranks_count;
 };
@@ -87,6 +88,9 @@ struct device_class {
                                  uint32_t k);
     // Bytes of arena that the (already checked) operation needs for itself.
     uint64_t (*workspace_bytes)(const struct device *device, const struct operation *operation);
+    // What a linear has there is still its own when the next operation that needs some gets it: it
+    // does work for those behind it.
+    bool holds_workspace;
 
     // What weight_create is going to hold for an already checked source; its parts may be NULL.
     uint64_t (*weight_plan)(const struct device *device, const struct weight_source *source);

@@ -168,9 +168,17 @@ static void check_and_append(struct program *self, struct operation *op)
     if (!is_building(self)) return;
     if (operation_check(self, op, &self->error) != STATUS_OK) return;
     uint64_t bytes = self->device->class->workspace_bytes(self->device, op);
-    if (bytes > 0) op->workspace = program_bytes(self, bytes);
+    if (bytes > 0) {
+        op->workspace = program_bytes(self, bytes);
+        program_release(self, self->held);
+        self->held = (struct value){.place = VALUE_NONE};
+    }
     if (is_building(self)) append(self, op);
-    program_release(self, op->workspace);
+    if (op->kind == OPERATION_LINEAR && self->device->class->holds_workspace) {
+        self->held = op->workspace;
+    } else {
+        program_release(self, op->workspace);
+    }
 }
 
 // Copies the adapters of a linear into the program, which owns them from then on.

@@ -68,6 +68,7 @@ static const struct device_class gpu_class = {
     .name = "gpu",
     .statistics_bytes = gpu_statistics_bytes,
     .workspace_bytes = gpu_workspace_bytes,
+    .holds_workspace = true,
     .weight_plan = gpu_weight_plan,
     .weight_create = gpu_weight_create,
     .weight_destroy = gpu_weight_destroy,

@@ -38,18 +38,9 @@ struct gpu_run {
     struct gpu_stream *stream;          //
     uint8_t *arena;                     // device memory
     void *const *bindings;              // host memory, or a loan's
-    const struct operation *operation;  //
-    const struct operation *before;     // those around it; NULL: none
-    const struct operation *behind;     //
+    const struct program *program;      //
+    const struct operation *operation;  // of the program
 };
-
-// The run of a program's i-th operation.
-static inline void gpu_run_go(struct gpu_run *run, const struct program *program, uint32_t i)
-{
-    run->operation = &program->operations[i];
-    run->before = i > 0 ? run->operation - 1 : NULL;
-    run->behind = i + 1 < program->operations_count ? run->operation + 1 : NULL;
-}
 
 static inline const struct gpu_weight *gpu_weight_of(const struct weight *weight)
 {
@@ -89,10 +80,22 @@ uint64_t gpu_simple_bytes(const struct operation *op);
 // Thread:    any.
 uint32_t gpu_linear_parts(const struct gpu_device *device, enum dtype weight_type);
 
-// Whether a layer norm splits its output for the linear behind it: then that one need not.
+// What an operation does by the way for the one behind it, see ahead.c: a linear makes the layer
+// norm of its output, and either splits it for a linear.
 // Thread:    any.
-bool gpu_norm_splits(const struct gpu_device *device, const struct operation *norm,
+bool gpu_makes_norm(const struct gpu_run *run, const struct operation *linear,
+                    const struct operation *norm);
+bool gpu_makes_split(const struct gpu_run *run, const struct operation *maker,
                      const struct operation *linear);
+
+// The operation before or behind another one, marks left out; NULL: there is none.
+// Thread:    any.
+const struct operation *gpu_before(const struct gpu_run *run, const struct operation *operation);
+const struct operation *gpu_behind(const struct gpu_run *run, const struct operation *operation);
+
+// What a layer norm launches, with what it does for the linear behind it.
+// Thread:    the lane's.
+struct gpu_layer_norm gpu_norm_of(const struct gpu_run *run, const struct operation *norm);
 
 // How the input of a linear is split, and where to in its workspace.
 // Thread:    the lane's.

@@ -81,9 +81,11 @@ static void enqueue_gather(const struct gpu_run *run, const struct gather *op)
                                                         .storage = run->device->storage});
 }
 
-static void enqueue_layer_norm(const struct gpu_run *run, const struct layer_norm *op)
+struct gpu_layer_norm gpu_norm_of(const struct gpu_run *run, const struct operation *norm)
 {
-    struct gpu_layer_norm norm = {.input = gpu_address(run, &op->input),
+    const struct layer_norm *op = &norm->layer_norm;
+    const struct operation *behind = gpu_behind(run, norm);
+    struct gpu_layer_norm made = {.input = gpu_address(run, &op->input),
                                   .output = gpu_address(run, &op->output),
                                   .gamma = gpu_weight_data(op->gamma),
                                   .beta = gpu_weight_data(op->beta),
@@ -91,9 +93,14 @@ static void enqueue_layer_norm(const struct gpu_run *run, const struct layer_nor
                                   .width = op->width,
                                   .epsilon = op->epsilon,
                                   .storage = run->device->storage};
-    if (gpu_norm_splits(run->device, run->operation, run->behind)) {
-        norm.next = gpu_linear_split(run, run->behind);
-    }
+    if (gpu_makes_split(run, norm, behind)) made.next = gpu_linear_split(run, behind);
+    return made;
+}
+
+static void enqueue_layer_norm(const struct gpu_run *run)
+{
+    if (gpu_makes_norm(run, gpu_before(run, run->operation), run->operation)) return;
+    struct gpu_layer_norm norm = gpu_norm_of(run, run->operation);
     gpu_launch_layer_norm(run->stream, &norm);
 }
 
@@ -327,7 +334,7 @@ void gpu_enqueue_simple(const struct gpu_run *run)
     const struct operation *op = run->operation;
     switch ((int)op->kind) {
     case OPERATION_LAYER_NORM:
-        enqueue_layer_norm(run, &op->layer_norm);
+        enqueue_layer_norm(run);
         break;
     case OPERATION_EMBEDDING:
         enqueue_embedding(run, &op->embedding);

@@ -3,8 +3,8 @@
 // The product is always sums in float32 in the workspace. On a fast device both operands are 16-bit
 // already. On a faithful one the weight stays as the file has it: fp16 and bf16 weights are
 // multiplied by activations that were split into two or three 16-bit parts, so that the weight
-// streams once; float32 weights are multiplied in float32. A layer norm in front of a linear splits
-// its rows by the way.
+// streams once; float32 weights are multiplied in float32. Who makes the input may split it by the
+// way (ahead.c).
 //
 // The product may leave its sums in addends, slices of the columns or the parts of the input; one
 // launch adds them up and does the rest. Only where adapters come between are there two.
@@ -106,27 +106,6 @@ struct gpu_split gpu_linear_split(const struct gpu_run *run, const struct operat
                               .is_bf16 = weight->type == DTYPE_BF16};
 }
 
-static bool overlap(const struct value *a, const struct value *b)
-{
-    return a->offset < b->offset + b->bytes && b->offset < a->offset + a->bytes;
-}
-
-// Rows are split while others are still read, so the workspace must lie elsewhere.
-bool gpu_norm_splits(const struct gpu_device *device, const struct operation *norm,
-                     const struct operation *linear)
-{
-    if (norm == NULL || norm->kind != OPERATION_LAYER_NORM) return false;
-    if (linear == NULL || linear->kind != OPERATION_LINEAR) return false;
-    const struct layer_norm *from = &norm->layer_norm;
-    const struct linear *to = &linear->linear;
-    if (gpu_linear_parts(device, gpu_weight_of(to->weight)->type) == 1) return false;
-    if (to->input.place != from->output.place || to->input.offset != from->output.offset) {
-        return false;
-    }
-    return to->rows == from->rows && to->c == from->width &&
-           !overlap(&linear->workspace, &from->input);
-}
-
 // Rows of the (maybe split) input in blocks.
 static void enqueue_library(const struct gpu_run *run, const struct linear *op,
                             const struct layout *layout, const struct gpu_product_mma *whole)
@@ -177,7 +156,7 @@ static void enqueue_products(const struct gpu_run *run, const struct linear *op,
                                       .is_bf16 = weight->type == DTYPE_BF16};
     if (layout->parts > 1) {
         struct gpu_split split = gpu_linear_split(run, run->operation);
-        if (!gpu_norm_splits(run->device, run->before, run->operation)) {
+        if (!gpu_makes_split(run, gpu_before(run, run->operation), run->operation)) {
             gpu_launch_split(run->stream, &split);
         }
         product.a = split.parts;
@@ -262,5 +241,11 @@ void gpu_enqueue_linear(const struct gpu_run *run)
     finish.residual = gpu_address(run, &op->residual);
     finish.output = gpu_address(run, &op->output);
     finish.storage = run->device->storage;
+    const struct operation *behind = gpu_behind(run, run->operation);
+    if (gpu_makes_norm(run, run->operation, behind)) {
+        finish.norm = gpu_norm_of(run, behind);
+    } else if (gpu_makes_split(run, run->operation, behind)) {
+        finish.next = gpu_linear_split(run, behind);
+    }
     gpu_launch_finish_linear(run->stream, &finish);
 }

@@ -155,7 +155,7 @@ static struct recorded_graph *record(struct graphs *self, const struct gpu_run *
     recording.bindings = staged;
     if (!gpu_graph_begin(run->stream)) return NULL;
     for (uint32_t i = 0; i < program->operations_count; i++) {
-        gpu_run_go(&recording, program, i);
+        recording.operation = &program->operations[i];
         gpu_enqueue(&recording);
     }
     if (gpu_graph_end(run->stream, &graph, NULL) != STATUS_OK) return NULL;

@@ -64,7 +64,7 @@ static uint32_t launch_operations(struct gpu_lane *self, struct gpu_run *run,
 {
     uint32_t done = 0;
     for (uint32_t i = 0; i < program->operations_count && !is_cancelled(self); i++) {
-        gpu_run_go(run, program, i);
+        run->operation = &program->operations[i];
         gpu_enqueue(run);
         gpu_step_end(self->stream, i);
         if (i + 1 < GPU_STEPS_MAX) continue;
@@ -79,7 +79,8 @@ static void run_program(struct gpu_lane *self, const struct program *program)
     struct gpu_run run = {.device = device_of(self),
                           .stream = self->stream,
                           .arena = self->arena,
-                          .bindings = self->bindings};
+                          .bindings = self->bindings,
+                          .program = program};
     gpu_stream_reset(self->stream);
     bool is_plain = self->is_traced || is_cancelled(self);
     bool is_graph = !is_plain && graphs_run(&self->graphs, &run, program);

@@ -297,6 +297,8 @@ struct gpu_finish {
     uint32_t addends, rows, k;
     enum gpu_activation activation;
     enum dtype storage;
+    struct gpu_layer_norm norm;  // of the output, by the way; no gamma: not wanted
+    struct gpu_split next;       // else of the output; no parts: not wanted
 };
 void gpu_launch_finish_linear(struct gpu_stream *stream, const struct gpu_finish *arguments);
 

@@ -1,7 +1,7 @@
 // linear.cu - what surrounds the product of a linear: operands split into 16-bit parts before it,
 // its sums added up, adapters, bias, activation and residual behind it; and a product in float32.
 
-#include "kernels/cuda/split.h"
+#include "kernels/cuda/row.h"
 
 namespace
 {
@@ -110,38 +110,57 @@ __device__ float activate(enum gpu_activation activation, float x)
     return x;
 }
 
-// Columns of a thread: what they need is under way all at once.
+// Columns of a thread at once: what they need is under way together.
 constexpr unsigned FINISHED = 4;
 
-template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
+// Column `column` of a row and the next ones, STEP apart.
+template <class T, unsigned STEP>
+__device__ void finish_columns(const struct gpu_finish &a, uint32_t row, uint32_t column)
 {
-    uint32_t column = blockIdx.y * FINISHED * THREADS + threadIdx.x;
-    uint64_t first = static_cast<uint64_t>(blockIdx.x) * a.k + column;
+    uint64_t first = static_cast<uint64_t>(row) * a.k + column;
     uint64_t addend = static_cast<uint64_t>(a.rows) * a.k;
-    float scale = a.scales == NULL ? 1.0f : a.scales[blockIdx.x];
+    float scale = a.scales == NULL ? 1.0f : a.scales[row];
     float values[FINISHED];
     for (uint32_t j = 0; j < a.addends; j++) {
 #pragma unroll
         for (unsigned i = 0; i < FINISHED; i++) {
-            if (column + i * THREADS >= a.k) continue;
-            float sum = a.sums[j * addend + first + i * THREADS];
+            if (column + i * STEP >= a.k) continue;
+            float sum = a.sums[j * addend + first + i * STEP];
             values[i] = j == 0 ? sum : values[i] + sum;
         }
     }
 #pragma unroll
     for (unsigned i = 0; i < FINISHED; i++) {
-        if (column + i * THREADS >= a.k) continue;
-        uint64_t at = first + i * THREADS;
+        if (column + i * STEP >= a.k) continue;
         values[i] *= scale;
-        if (a.bias != NULL) values[i] += a.bias[column + i * THREADS];
+        if (a.bias != NULL) values[i] += a.bias[column + i * STEP];
         values[i] = activate(a.activation, values[i]);
         if (a.residual == NULL) continue;
-        values[i] += gpu::widen(static_cast<const T *>(a.residual)[at]);
+        values[i] += gpu::widen(static_cast<const T *>(a.residual)[first + i * STEP]);
     }
 #pragma unroll
     for (unsigned i = 0; i < FINISHED; i++) {
-        if (column + i * THREADS >= a.k) continue;
-        static_cast<T *>(a.output)[first + i * THREADS] = gpu::narrow<T>(values[i]);
+        if (column + i * STEP >= a.k) continue;
+        static_cast<T *>(a.output)[first + i * STEP] = gpu::narrow<T>(values[i]);
+    }
+}
+
+template <class T> GPU_KERNEL void finish_linear(const struct gpu_finish a)
+{
+    finish_columns<T, THREADS>(a, blockIdx.x, blockIdx.y * FINISHED * THREADS + threadIdx.x);
+}
+
+// A row a block, and what comes next of it.
+template <class T> GPU_KERNEL void finish_rows(const struct gpu_finish a)
+{
+    constexpr unsigned WIDE = gpu::ROW_THREADS;
+    for (uint32_t column = threadIdx.x; column < a.k; column += FINISHED * WIDE) {
+        finish_columns<T, WIDE>(a, blockIdx.x, column);
+    }
+    if (a.norm.gamma != NULL) {
+        gpu::normalize_row<T, WIDE>(a.norm, blockIdx.x);
+    } else {
+        gpu::split_row<WIDE>(a.next, blockIdx.x);
     }
 }
 
@@ -195,6 +214,11 @@ void gpu_launch_low_rank_up(struct gpu_stream *stream, const struct gpu_linear_p
 void gpu_launch_finish_linear(struct gpu_stream *stream, const struct gpu_finish *arguments)
 {
     constexpr uint32_t COLUMNS = FINISHED * THREADS;
-    dim3 grid(arguments->rows, (arguments->k + COLUMNS - 1) / COLUMNS);
-    GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_linear, grid, THREADS, 0, *arguments);
+    if (arguments->norm.gamma != NULL || arguments->next.parts != NULL) {
+        GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_rows, arguments->rows,
+                           gpu::ROW_THREADS, 0, *arguments);
+    } else {
+        dim3 grid(arguments->rows, (arguments->k + COLUMNS - 1) / COLUMNS);
+        GPU_LAUNCH_STORAGE(stream, arguments->storage, finish_linear, grid, THREADS, 0, *arguments);
+    }
 }

@@ -89,7 +89,7 @@ if(CUDA_INCLUDE AND CUDA_RUNTIME)
               -c ${source} -o ${object} > ${CUDA_FOLDER}/${name}.log 2>&1
               || (cat ${CUDA_FOLDER}/${name}.log && false)
       DEPENDS ${source} kernels/cuda/gpu.h kernels/cuda/gpu_hopper.h kernels/cuda/elements.h
-              kernels/cuda/tiles.h kernels/cuda/split.h kernels/cuda/convolution_tile.h
+              kernels/cuda/tiles.h kernels/cuda/row.h kernels/cuda/convolution_tile.h
               kernels/cuda/multiply_tile.h
               kernels/cuda/launch.h kernels/cuda/driver.h
       COMMENT "nvcc ${name}")

@@ -1,36 +1,13 @@
 // rows.cu - layer norm, embedding, gather: operations on rows of activations.
 
-#include "kernels/cuda/split.h"
+#include "kernels/cuda/row.h"
 
 namespace
 {
 
-constexpr unsigned THREADS = gpu::ROW_THREADS;
-
-// One row a block. The variance is taken around the mean, in a second pass: rows of mean 1000 and
-// sigma 1 exist. Where a linear of split operands reads the row next, they are made at once.
 template <class T> GPU_KERNEL void layer_norm_rows(const struct gpu_layer_norm a)
 {
-    const T *input = static_cast<const T *>(a.input) + static_cast<uint64_t>(blockIdx.x) * a.width;
-    T *output = static_cast<T *>(a.output) + static_cast<uint64_t>(blockIdx.x) * a.width;
-    float sum = 0;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) sum += gpu::widen(input[i]);
-    float mean = gpu::block_sum<THREADS>(sum) / static_cast<float>(a.width);
-    float squares = 0;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-        float away = gpu::widen(input[i]) - mean;
-        squares = fmaf(away, away, squares);
-    }
-    float variance = gpu::block_sum<THREADS>(squares) / static_cast<float>(a.width);
-    float inverse = 1.0f / sqrtf(variance + a.epsilon);
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-        float normal = (gpu::widen(input[i]) - mean) * inverse;
-        output[i] = gpu::narrow<T>(fmaf(normal, a.gamma[i], a.beta[i]));
-    }
-    if (a.next.parts != NULL) gpu::split_row<THREADS>(a.next, blockIdx.x);
+    gpu::normalize_row<T, gpu::ROW_THREADS>(a, blockIdx.x);
 }
 
 template <class T> GPU_KERNEL void embed_rows(const struct gpu_embedding a)
@@ -63,8 +40,8 @@ template <class T> GPU_KERNEL void gather_rows(const struct gpu_gather a)
 
 void gpu_launch_layer_norm(struct gpu_stream *stream, const struct gpu_layer_norm *arguments)
 {
-    GPU_LAUNCH_STORAGE(stream, arguments->storage, layer_norm_rows, arguments->rows, THREADS, 0,
-                       *arguments);
+    GPU_LAUNCH_STORAGE(stream, arguments->storage, layer_norm_rows, arguments->rows,
+                       gpu::ROW_THREADS, 0, *arguments);
 }
 
 void gpu_launch_embedding(struct gpu_stream *stream, const struct gpu_embedding *arguments)

@@ -121,6 +121,8 @@ static void a_program_that_comes_again_is_one_graph_with_the_same_bytes(void **s
         expect_graphs(&bench, i >= 1, i);
     }
     expect_room_for_sdxl(&bench, 1, 2 * LAYERS);
+    // Norms are made by the linears in front of them.
+    assert_in_range(lane_graphs(bench.lane).launches, 1, 10 * 2 * LAYERS + 10);
     close_bench(&plain);
     close_bench(&bench);
 }

@@ -168,6 +168,106 @@ static void a_row_has_its_bytes_whatever_rows_are_beside_it(void **state)
     }
 }
 
+// ---------------------------------------------------------------------------------------------
+// Operations one behind the other
+
+#define CHAIN_ROWS 83u
+#define CHAIN_WIDTH 72u
+#define CHAIN_INNER 200u
+
+// A layer of a text without its attention, and the norm and linear of the next one.
+struct chain {
+    struct rig rig;                        //
+    struct linear_case with;               // what the weights are
+    struct weight *gamma, *beta, *biases;  // [CHAIN_WIDTH], [CHAIN_INNER]
+    struct value spare;                    // that nobody reads
+    bool is_interrupted;                   // something else is done between any two
+};
+
+// Ends an operation: what follows is not the one behind it.
+static void interrupt(struct chain *self)
+{
+    if (!self->is_interrupted) return;
+    program_clear(self->rig.program, &(struct clear){.output = self->spare, .bytes = 4});
+}
+
+static struct value add_norm(struct chain *self, struct value input, uint32_t width)
+{
+    struct value output = program_tensor(self->rig.program, 1, 1, CHAIN_ROWS, width);
+    program_layer_norm(self->rig.program, &(struct layer_norm){.input = input,
+                                                               .output = output,
+                                                               .rows = CHAIN_ROWS,
+                                                               .width = width,
+                                                               .gamma = self->gamma,
+                                                               .beta = self->beta,
+                                                               .epsilon = 1e-5f});
+    interrupt(self);
+    return output;
+}
+
+static struct value add_linear(struct chain *self, struct value input, struct shape shape,
+                               struct value residual)
+{
+    struct program *program = self->rig.program;
+    struct linear op = {.input = input, .rows = CHAIN_ROWS, .c = shape.c, .k = shape.k};
+    op.output = program_tensor(program, 1, 1, CHAIN_ROWS, shape.k);
+    op.weight = matrix(&self->rig, &self->with, shape, shape.k);
+    op.bias = shape.k == CHAIN_INNER ? self->biases : NULL;
+    op.activation = shape.k == CHAIN_INNER ? ACTIVATION_GELU : ACTIVATION_NONE;
+    op.residual = residual;
+    program_linear(program, &op);
+    program_release(program, input);
+    interrupt(self);
+    return op.output;
+}
+
+// Two outputs of the chain, one behind the other; the caller frees them.
+static float *run_chain(struct device *device, enum dtype type, bool is_interrupted)
+{
+    const uint64_t count = (uint64_t)CHAIN_ROWS * CHAIN_WIDTH;
+    const struct value none = {.place = VALUE_NONE};
+    struct chain self = {.with = {.type = type}, .is_interrupted = is_interrupted};
+    rig_begin(&self.rig, device);
+    self.gamma = rig_vector(&self.rig, numbers(&self.rig, CHAIN_WIDTH, 7), CHAIN_WIDTH);
+    self.beta = rig_vector(&self.rig, numbers(&self.rig, CHAIN_WIDTH, 8), CHAIN_WIDTH);
+    self.biases = rig_vector(&self.rig, numbers(&self.rig, CHAIN_INNER, 9), CHAIN_INNER);
+    self.spare = program_bytes(self.rig.program, 4);
+    struct value x = rig_load(&self.rig, numbers(&self.rig, count, 10), CHAIN_ROWS, CHAIN_WIDTH);
+    struct value y = add_norm(&self, x, CHAIN_WIDTH);
+    y = add_linear(&self, y, (struct shape){CHAIN_INNER, CHAIN_WIDTH}, none);
+    x = add_linear(&self, y, (struct shape){CHAIN_WIDTH, CHAIN_INNER}, x);
+    program_mark(self.rig.program);
+    y = add_norm(&self, x, CHAIN_WIDTH);
+    y = add_linear(&self, y, (struct shape){CHAIN_WIDTH, CHAIN_WIDTH}, none);
+    const float *first = rig_store(&self.rig, x, count);
+    const float *second = rig_store(&self.rig, y, count);
+    rig_run(&self.rig);
+    float *result = malloc(2 * count * sizeof *result);
+    assert_non_null(result);
+    memcpy(result, first, count * sizeof *result);
+    memcpy(result + count, second, count * sizeof *result);
+    rig_end(&self.rig);
+    return result;
+}
+
+// On a GPU a linear makes the norm behind it, and either the operand of the linear behind it.
+static void what_is_done_for_those_behind_has_the_same_bytes(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < SUBJECTS; i++) {
+        if (is_repeat(i)) continue;
+        struct device *device = open_subject(&subjects[i], "own");
+        for (size_t j = 0; j < types_of(&subjects[i]); j++) {
+            float *at_once = run_chain(device, types[j], false);
+            float *apart = run_chain(device, types[j], true);
+            assert_memory_equal(at_once, apart, 2ull * CHAIN_ROWS * CHAIN_WIDTH * sizeof *apart);
+            free(at_once);
+            free(apart);
+        }
+        device_close(&device);
+    }
+}
+
 #ifdef LUNA_TEST_GPU
 
 static void check_linears(const char *linears)
@@ -298,6 +398,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_row_has_its_bytes_whatever_rows_are_beside_it),
+        cmocka_unit_test(what_is_done_for_those_behind_has_the_same_bytes),
 #ifdef LUNA_TEST_GPU
         cmocka_unit_test(by_a_library_too),
         cmocka_unit_test(by_wgmma_too),

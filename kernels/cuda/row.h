@@ -1,8 +1,10 @@
-// split.h - what a block does with a row of float32: adds it up, finds its largest, splits it into
-// 16-bit parts for the product that follows.
+// row.h - what a block does with a row of activations that it has just made, or that is its own:
+// normalises it, splits it into 16-bit parts for the product that follows. Each thread reads and
+// writes the columns that are THREADS apart, from its own number on, so it may have written them
+// itself just before.
 
-#ifndef KERNELS_CUDA_SPLIT_H
-#define KERNELS_CUDA_SPLIT_H
+#ifndef KERNELS_CUDA_ROW_H
+#define KERNELS_CUDA_ROW_H
 
 #include "kernels/cuda/elements.h"
 
@@ -64,10 +66,8 @@ __device__ __forceinline__ void store_parts(const struct gpu_split &a, uint32_t 
     }
 }
 
-// Splits a row as gpu_split says. Each thread reads columns that are THREADS apart, from its own
-// number on, so it may have written them itself just before. With fp16, x / scale lies within
-// +-2^15, so the second part's quantum, 2^-24, is far below what float32 holds of the row's
-// largest.
+// Splits a row as gpu_split says. With fp16, x / scale lies within +-2^15, so the second part's
+// quantum, 2^-24, is far below what float32 holds of the row's largest.
 template <unsigned THREADS>
 __device__ __forceinline__ void split_row(const struct gpu_split &a, uint32_t row)
 {
@@ -94,6 +94,33 @@ __device__ __forceinline__ void split_row(const struct gpu_split &a, uint32_t ro
     }
 }
 
+// Normalises a row. The variance is taken around the mean, in a second walk: rows of mean 1000 and
+// sigma 1 exist.
+template <class T, unsigned THREADS>
+__device__ __forceinline__ void normalize_row(const struct gpu_layer_norm &a, uint32_t row)
+{
+    const T *input = static_cast<const T *>(a.input) + static_cast<uint64_t>(row) * a.width;
+    T *output = static_cast<T *>(a.output) + static_cast<uint64_t>(row) * a.width;
+    float sum = 0;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) sum += widen(input[i]);
+    float mean = block_sum<THREADS>(sum) / static_cast<float>(a.width);
+    float squares = 0;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        float away = widen(input[i]) - mean;
+        squares = fmaf(away, away, squares);
+    }
+    float variance = block_sum<THREADS>(squares) / static_cast<float>(a.width);
+    float inverse = 1.0f / sqrtf(variance + a.epsilon);
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
+        float normal = (widen(input[i]) - mean) * inverse;
+        output[i] = narrow<T>(fmaf(normal, a.gamma[i], a.beta[i]));
+    }
+    if (a.next.parts != NULL) split_row<THREADS>(a.next, row);
+}
+
 }  // namespace gpu
 
-#endif  // KERNELS_CUDA_SPLIT_H
+#endif  // KERNELS_CUDA_ROW_H
