@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "clients" / "python"), str(ROOT / "tests" / "system")
 import luna  # noqa: E402
 import luna.aio  # noqa: E402
 from fake_daemon import FakeDaemon  # noqa: E402
-from luna import arrays, cuda, endpoint  # noqa: E402
+from luna import arrays, cuda, endpoint, requests  # noqa: E402
 from luna import luna_pb2 as pb  # noqa: E402
 
 
@@ -611,3 +611,12 @@ def test_torch_tensors_come_back_as_torch_tensors(dtype):
     tensor = torch.arange(24).reshape(2, 3, 4).to(getattr(torch, dtype)).transpose(0, 1)
     back = arrays.like(arrays.from_array("x", tensor), tensor)
     assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+
+
+def test_encodings_of_a_text_go_to_the_device_that_was_asked_for():
+    torch = pytest.importorskip("torch")
+    cond = arrays.from_array("cond", numpy.arange(6, dtype=numpy.float32).reshape(1, 2, 3))
+    for wanted, device in ((True, "cpu"), ("meta", "meta"), (torch.device("cpu"), "cpu")):
+        made = requests._convert(wanted)(cond)
+        assert made.shape == (1, 2, 3) and made.device.type == device
+    assert isinstance(requests._convert(False)(cond), numpy.ndarray)

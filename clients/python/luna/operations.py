@@ -106,6 +106,8 @@ class Operations:
         "reference" is an adapter. An adapter is a name or a hash that the daemon knows, a path here,
         or a state dict. What is here is uploaded when the daemon lacks it, or, with one_shot, sent
         along and forgotten with the answer.
+
+        torch: True gives torch tensors, a device, "cuda:0" for instance, torch tensors there.
         """
         texts = {
             "prompt": text,

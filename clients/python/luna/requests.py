@@ -3,6 +3,8 @@
 The synchronous and the asyncio client share these; neither knows what is in a message.
 """
 
+import functools
+
 from . import arrays, errors
 from . import luna_pb2 as pb
 from .call import Request
@@ -149,7 +151,10 @@ def decode_latent(latent, model, tiling, tile, overlap, passes, dtype, details):
 
 
 def _convert(torch):
-    return arrays.to_torch if torch else arrays.to_numpy
+    if not torch:
+        return arrays.to_numpy
+    device = None if torch is True else torch
+    return functools.partial(arrays.to_torch, device=device)
 
 
 def _text_body(clip_skip, loras, lora_multiplier, dtype, weights):
