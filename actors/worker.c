@@ -442,6 +442,16 @@ static void on_executor(void *state)
 
 // ---- letters from the router
 
+// Letters on the control socket may overtake those on the other one. Numbers never come twice, so
+// one that stays here because its job was just done does no harm.
+static bool was_cancelled_early(const struct worker *self, uint64_t number)
+{
+    for (uint32_t i = 0; i < WORKER_JOBS_MAX; i++) {
+        if (self->early[i] == number) return true;
+    }
+    return false;
+}
+
 static void on_job(struct worker *self, const luna_Job *letter, struct message *frames)
 {
     struct worker_job *job = find_job(self, 0);
@@ -479,8 +489,11 @@ static void on_job(struct worker *self, const luna_Job *letter, struct message *
         status =
             codec_decode_request(&job->header, message_frame(&job->frames, 1), &job->body, &error);
     }
+    if (status == STATUS_OK && was_cancelled_early(self, job->number)) {
+        status = error_set(&error, STATUS_CANCELLED, "cancelled before it came");
+    }
     if (status != STATUS_OK)
-        worker_fail(self, job, &error);  // the router checked the same: cannot happen
+        worker_fail(self, job, &error);  // what it says was checked by the router
     else if (job->stack_count > 0)
         worker_ask_stack(self, job);
     else
@@ -501,8 +514,12 @@ static void on_data(void *state)
 
 static void on_cancel(struct worker *self, uint64_t number)
 {
-    struct worker_job *job = number != 0 ? find_job(self, number) : NULL;
-    if (job == NULL) return;
+    if (number == 0) return;
+    struct worker_job *job = find_job(self, number);
+    if (job == NULL) {
+        self->early[self->early_next++ % WORKER_JOBS_MAX] = number;
+        return;
+    }
     job->cancelled = true;
     if (!job->in_hand) {
         struct error error;

@@ -93,6 +93,8 @@ struct worker {
     struct pool_map *pools;               // shared memory of clients
     struct worker_job jobs[WORKER_JOBS_MAX];
     uint64_t jobs_seen;                // order of the next one
+    uint64_t early[WORKER_JOBS_MAX];   // numbers that were cancelled before they came; 0: none
+    uint32_t early_next;               // the place of the next one
     uint64_t jobs_done;                // counted as progress
     bool busy;                         // between work() taking a job and worker_idle()
     bool running;                      // the lane runs
