@@ -126,17 +126,21 @@ struct launcher {
     {
         using form = gpu::product_form<roles, T, ROWS, PARTS>;
         auto products_mma = multiply_mma<form>;
-        GPU_LAUNCH(stream, products_mma, gpu::product_grid<form>(a), THREADS, form::SHARED_BYTES,
-                   a);
+        GPU_LAUNCH(stream, products_mma, gpu::product_grid(a), THREADS, form::SHARED_BYTES, a);
     }
 };
 
 }  // namespace
 
+static uint32_t tiles_of(uint32_t count, uint32_t side)
+{
+    return (count + side - 1) / side;
+}
+
 uint32_t gpu_product_tiles(uint32_t m, uint32_t n)
 {
-    uint32_t tiles = m <= 80 ? 1 : (m + 159) / 160;
-    return tiles * ((n + gpu::PRODUCT_COLUMNS - 1) / gpu::PRODUCT_COLUMNS);
+    uint32_t rows = m <= gpu::PRODUCT_ROWS_LOW ? gpu::PRODUCT_ROWS_LOW : gpu::PRODUCT_ROWS_HIGH;
+    return tiles_of(m, rows) * tiles_of(n, gpu::PRODUCT_COLUMNS);
 }
 
 // Enough blocks for a large card, none of them with less than four stages.
@@ -144,13 +148,12 @@ uint32_t gpu_product_slices(uint32_t n, uint32_t k)
 {
     constexpr uint32_t BLOCKS = 128;
     constexpr uint32_t SLICES_MAX = 8;
-    uint32_t stages = (k + gpu::PRODUCT_DEPTH - 1) / gpu::PRODUCT_DEPTH;
-    uint32_t slices = BLOCKS / ((n + gpu::PRODUCT_COLUMNS - 1) / gpu::PRODUCT_COLUMNS);
+    uint32_t stages = tiles_of(k, gpu::PRODUCT_DEPTH);
+    uint32_t slices = BLOCKS / tiles_of(n, gpu::PRODUCT_COLUMNS);
     if (slices > SLICES_MAX) slices = SLICES_MAX;
     if (slices > stages / 4) slices = stages / 4;
     if (slices < 2) return 1;
-    uint32_t in_slice = (stages + slices - 1) / slices;
-    return (stages + in_slice - 1) / in_slice;
+    return tiles_of(stages, tiles_of(stages, slices));
 }
 
 void gpu_launch_multiply_mma(struct gpu_stream *stream, const struct gpu_product_mma *arguments)

@@ -18,10 +18,12 @@
 namespace gpu
 {
 
-constexpr unsigned PRODUCT_COLUMNS = 128;   // of c in a tile: rows of b
-constexpr unsigned PRODUCT_DEPTH = 32;      // columns of a and b in a stage
-constexpr unsigned PRODUCT_SUMS = 80;       // of a thread, at most
-constexpr unsigned PRODUCT_STAGES_MAX = 6;  // of the ring
+constexpr unsigned PRODUCT_ROWS_LOW = 80;    // of a tile where m has no more
+constexpr unsigned PRODUCT_ROWS_HIGH = 160;  // of any other
+constexpr unsigned PRODUCT_COLUMNS = 128;    // of c in a tile: rows of b
+constexpr unsigned PRODUCT_DEPTH = 32;       // columns of a and b in a stage
+constexpr unsigned PRODUCT_SUMS = 80;        // of a thread, at most
+constexpr unsigned PRODUCT_STAGES_MAX = 6;   // of the ring
 static_assert(PRODUCT_DEPTH * 2 == ROW_BYTES, "a stage has whole rows of shared memory");
 
 // R says how many threads load, LOADERS, and how much shared memory there is, SHARED_MAX.
@@ -122,28 +124,32 @@ template <unsigned COUNT> __device__ __forceinline__ void end_slice(float *sums,
     }
 }
 
-template <class F> dim3 product_grid(const struct gpu_product_mma &a)
+inline dim3 product_grid(const struct gpu_product_mma &a)
 {
-    uint32_t columns = (a.n + PRODUCT_COLUMNS - 1) / PRODUCT_COLUMNS;
-    return dim3(columns * ((a.m + F::ROWS - 1) / F::ROWS), a.is_apart ? a.slices : 1);
+    return dim3(gpu_product_tiles(a.m, a.n), a.is_apart ? a.slices : 1);
+}
+
+template <class T, unsigned PARTS, class L>
+void launch_rows(const L &launcher, const struct gpu_product_mma &a)
+{
+    if (a.m <= PRODUCT_ROWS_LOW) {
+        launcher.template launch<T, PRODUCT_ROWS_LOW, PARTS>();
+    } else {
+        launcher.template launch<T, PRODUCT_ROWS_HIGH, PARTS>();
+    }
 }
 
 // Calls the launcher's launch<T, ROWS, PARTS>() for the type, the rows and the parts of a product.
 template <class L> void launch_product(const L &launcher, const struct gpu_product_mma &a)
 {
-    bool is_low = a.m <= 80;
     if (a.is_bf16 && a.parts == 1) {
-        is_low ? launcher.template launch<__nv_bfloat16, 80, 1>()
-               : launcher.template launch<__nv_bfloat16, 160, 1>();
+        launch_rows<__nv_bfloat16, 1>(launcher, a);
     } else if (a.is_bf16) {
-        is_low ? launcher.template launch<__nv_bfloat16, 80, 3>()
-               : launcher.template launch<__nv_bfloat16, 160, 3>();
+        launch_rows<__nv_bfloat16, 3>(launcher, a);
     } else if (a.parts == 1) {
-        is_low ? launcher.template launch<__half, 80, 1>()
-               : launcher.template launch<__half, 160, 1>();
+        launch_rows<__half, 1>(launcher, a);
     } else {
-        is_low ? launcher.template launch<__half, 80, 2>()
-               : launcher.template launch<__half, 160, 2>();
+        launch_rows<__half, 2>(launcher, a);
     }
 }
 

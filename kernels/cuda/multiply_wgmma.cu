@@ -175,8 +175,7 @@ struct launcher {
     {
         using form = gpu::product_form<roles, T, ROWS, PARTS>;
         auto products_wgmma = multiply_wgmma<form>;
-        GPU_LAUNCH(stream, products_wgmma, gpu::product_grid<form>(a), THREADS, form::SHARED_BYTES,
-                   a);
+        GPU_LAUNCH(stream, products_wgmma, gpu::product_grid(a), THREADS, form::SHARED_BYTES, a);
     }
 };
 
